@@ -143,12 +143,12 @@ def correction(
         return Correction(picture.name, problem="no receipt tells what was hidden")
     if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
         return Correction(picture.name, problem="the boxes are of a picture of another size")
-    if outside := _outside(picture, receipt):
-        area = ",".join(map(str, outside))
-        return Correction(picture.name, problem=f"the area {area} is outside of the picture")
     added, removed = _differences(picture, receipt)
     if not added and not removed:
         return Correction(picture.name)
+    if outside := [area for area in added if _is_outside(area, receipt)]:
+        named = ",".join(map(str, outside[0]))
+        return Correction(picture.name, problem=f"the area {named} is outside of the picture")
     if picture.facts.get("recipe", receipt.recipe) != receipt.recipe:
         return Correction(picture.name, problem=f"{REMADE}: export them again")
     try:
@@ -168,13 +168,9 @@ def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places,
     raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
 
 
-def _outside(picture: AnnotatedPicture, receipt: Receipt) -> Area | None:
-    """Return the first area that shares nothing with the picture; None if there is none."""
-    for shape in picture.shapes:
-        x1, y1, _, _ = shape.box_xyxy
-        if x1 >= receipt.width or y1 >= receipt.height:
-            return shape.area
-    return None
+def _is_outside(area: Area, receipt: Receipt) -> bool:
+    """Return whether `area` shares nothing with the picture."""
+    return min(area[::2]) >= receipt.width or min(area[1::2]) >= receipt.height
 
 
 def _differences(

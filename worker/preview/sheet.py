@@ -10,6 +10,7 @@ from worker.local_files import write_atomically
 from worker.object_counts import counted_objects
 from worker.preview.capacity import BUSY_SHARE
 from worker.preview.summary import SCORE_BINS, Preview
+from worker.printing import counted
 from worker.sampling.sizes import FACE_SIZE_NAMES
 
 OWNER_ONLY = 0o600  # The sheet may hold clear pictures.
@@ -108,8 +109,10 @@ def _histogram(preview: Preview) -> Histogram:
             height = CHART_HEIGHT * count / max(highest, 1)
             x = CHART_LEFT + number * bin_width + 2 + series * width
             scores = f"{number / SCORE_BINS:.1f} to {(number + 1) / SCORE_BINS:.1f}"
-            title = f"{variant.name}: {count:,} faces with a score of {scores}"
+            title = f"{variant.name}: {counted(count, 'face')} with a score of {scores}"
             y = CHART_BOTTOM - height
             bars.append(Bar(series % 5, round(x, 1), round(y, 1), width, round(height, 1), title))
-    parts = [f"{variant.name}: {sum(variant.scores):,} faces" for variant in preview.variants]
+    parts = [
+        f"{variant.name}: {counted(sum(variant.scores), 'face')}" for variant in preview.variants
+    ]
     return Histogram(bars, highest, "Histogram of scores from 0 to 1. " + "; ".join(parts))
