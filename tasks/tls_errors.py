@@ -45,6 +45,11 @@ def distrusts(error: BaseException) -> bool:
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
 
 
+def is_lasting(error: BaseException) -> bool:
+    """Return whether `error` is one that a retry at once meets again."""
+    return speaks_no_tls(error) or distrusts(error)
+
+
 def wants_certificate(error: BaseException) -> bool:
     """Return whether `error` says that the server asks for a client certificate that it trusts.
 

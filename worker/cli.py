@@ -158,7 +158,7 @@ def _server_of(error: VeilError) -> str:
     """Return the Redis that was tried if `error` is about Redis and names none, else nothing."""
     if not isinstance(error, QueueUnavailable):
         return ""
+    from tasks.redis.errors import tried
     from tasks.settings import Settings
 
-    server = Settings.load().redis_server()
-    return "" if server in str(error) else f" (tried Redis at {server})"
+    return tried(str(error), Settings.load().redis_server())

@@ -7,9 +7,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
+from .. import tls_errors
 from ..errors import SettingsInvalid
 from ..settings import Settings
-from .errors import IS_CLUSTER, refusal
+from .errors import IS_CLUSTER, queue_unavailable, refusal, tried
 
 START_SECONDS = 5.0  # for Redis to answer when a worker or a trigger starts
 
@@ -37,20 +38,23 @@ def check_accepted(app: Celery) -> None:
     except (RedisError, OSError) as error:
         reason = refusal(error)
     if reason:
-        raise SettingsInvalid(f"{reason} (tried {Settings.load().redis_server()})")
+        raise SettingsInvalid(reason + tried(reason, Settings.load().redis_server()))
 
 
-def refuse_cluster(app: Celery) -> None:
-    """Raise SettingsInvalid if Redis is a cluster, before a command puts anything there.
+def refuse_unusable(app: Celery) -> None:
+    """Raise an error if Redis can never be used, before a command puts anything there.
 
+    Raises SettingsInvalid for a cluster, and QueueUnavailable if TLS fails in a way that lasts.
     Other errors of Redis are left to the command, which meets them itself.
     """
     try:
         is_cluster = _is_cluster(impatient_client(app, START_SECONDS))
-    except (RedisError, OSError):
+    except (RedisError, OSError) as error:
+        if tls_errors.is_lasting(error):
+            raise queue_unavailable(error) from None
         return
     if is_cluster:
-        raise SettingsInvalid(f"{IS_CLUSTER} (tried {Settings.load().redis_server()})")
+        raise SettingsInvalid(IS_CLUSTER + tried(IS_CLUSTER, Settings.load().redis_server()))
 
 
 def _is_cluster(client: Any) -> bool:

@@ -23,7 +23,7 @@ from .. import tls_errors
 from ..causes import causes
 from ..errors import QueueUnavailable, log_fields
 from .client import NotReplicated
-from .primary import SentinelsRefuse
+from .primary import SERVER, SentinelsRefuse
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
 NO_REPLICAS = "NOREPLICAS"  # the first word of the answer of a server with too few of them
@@ -33,6 +33,7 @@ IS_CLUSTER = (
     "Redis runs in cluster mode, which Veil's queue can't use, because its scripts need all keys "
     "in one place: give VEIL_REDIS_URL a Redis without cluster mode"
 )
+AT = "Redis at "  # begins a message that names the server
 # A server with TLS closes the connection of a client without it.
 CLOSED = ("closed by server", "reset by peer", "Broken pipe")
 
@@ -75,6 +76,12 @@ def refusal(error: BaseException) -> str | None:
     return _refusal(list(causes(error)))
 
 
+def tried(message: str, servers: str) -> str:
+    """Return the end of a `message` about Redis: the `servers` tried, if it names none itself."""
+    is_named = message.startswith(AT) or servers in message
+    return "" if is_named else f" (tried {AT}{servers})"
+
+
 def log_unavailable(error: BaseException) -> None:
     """Log the line ``queue unavailable`` for an error of redis-py or kombu."""
     log.error("queue unavailable", **log_fields(queue_unavailable(error)))
@@ -93,13 +100,16 @@ def _refusal(chain: Sequence[BaseException]) -> str | None:
     for cause in chain:
         if isinstance(cause, SentinelsRefuse):
             return str(cause)
+    named = (getattr(cause, SERVER, None) for cause in chain)
+    server = next((f"{AT}{name}" for name in named if name), "Redis")
     if any(isinstance(cause, AuthenticationError) for cause in chain):
         return (
-            "Redis refuses the password: check VEIL_REDIS_PASSWORD, and the user in VEIL_REDIS_URL"
+            f"{server} refuses the password: check VEIL_REDIS_PASSWORD, and the user in "
+            "VEIL_REDIS_URL"
         )
     root = chain[-1]
     if isinstance(root, ResponseError) and WRONG_DATABASE in str(root):
-        return "Redis does not have this database: check the number in VEIL_REDIS_URL"
+        return f"{server} does not have this database: check the number in VEIL_REDIS_URL"
     if isinstance(root, ResponseError) and _is_of_cluster(root):
         return IS_CLUSTER
     return None

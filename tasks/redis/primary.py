@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from redis.retry import Retry
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection
 
+from .. import tls_errors
 from .address import Host
 
 # From the answer of a read-only server at a fixed address to the next connection.
@@ -37,6 +38,7 @@ IS_SENTINEL = (
     "this is a sentinel, and no Redis: use sentinel://HOST:PORT/0 in VEIL_REDIS_URL, or "
     "sentinels:// with TLS, and VEIL_REDIS_SERVICE"
 )
+SERVER = "server_that_sentinels_name"  # the attribute of an error with the address of its server
 REPLICAS = "replicas"  # the option of the transport with the number that must confirm a message
 
 
@@ -184,6 +186,7 @@ class PrimaryConnection(Connection):
                 return
             except (RedisError, OSError) as error:
                 self.disconnect()  # type: ignore[no-untyped-call]
+                setattr(error, SERVER, f"{host}:{port}")
                 failures.append(error)
         # A refusal says which setting to check, so it comes before an outage of another server.
         refusals = [each for each in failures if isinstance(each, REFUSALS)]
@@ -256,8 +259,38 @@ class PrimaryConnection(Connection):
             raise
 
 
+class TlsRetry(Retry):
+    """The retries of another one, but none if TLS itself fails in a way that lasts."""
+
+    def __init__(self, retry: Retry) -> None:
+        super().__init__(retry._backoff, retry._retries, retry._supported_errors)
+
+    def call_with_retry(
+        self,
+        do: Any,
+        fail: Any,
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> Any:
+        def may_pass(error: Exception) -> bool:
+            return not tls_errors.is_lasting(error) and (not is_retryable or is_retryable(error))
+
+        return super().call_with_retry(do, fail, may_pass, with_failure_count)
+
+
 class PrimarySSLConnection(PrimaryConnection, SSLConnection):
     """Such a connection with TLS."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.retry = TlsRetry(self.retry)
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        """Return `sock` with TLS. The handshake is a part of connecting, and has its timeout."""
+        sock.settimeout(self.socket_connect_timeout)
+        wrapped = super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
+        wrapped.settimeout(self.socket_timeout)
+        return wrapped
 
 
 def sentinels_of(options: Mapping[str, Any]) -> Sentinels | None:

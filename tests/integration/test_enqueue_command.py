@@ -262,6 +262,21 @@ def test_a_prefix_without_objects_says_so(veil, unattended, s3, place):
     assert unattended.client.keys("*") == []
 
 
+def test_a_prefix_without_an_object_that_the_route_takes_says_so(
+    veil, unattended, s3, raw, place, tmp_path
+):
+    raw.put(f"{place}a.jpg", b"a")
+    routes = tmp_path / "routes.toml"
+    routes.write_text(
+        '[routes.a]\nsource = "s3://raw"\ndestination = "s3://clean"\nsuffixes = [".png"]\n'
+    )
+    settings = {**unattended.environment, **s3.environment(), "VEIL_ROUTES_FILE": str(routes)}
+    done = veil("enqueue", "--prefix", f"s3://raw/{place}", environment=settings)
+    assert done.returncode == 1
+    assert f"NothingFound: nothing was enqueued: no object below s3://raw/{place}" in done.stderr
+    assert not unattended.client.exists("uploads")
+
+
 @pytest.mark.parametrize(
     "arguments", [(), ("s3://raw/a.jpg", "--queue", "express")], ids=["nothing", "queue"]
 )

@@ -8,6 +8,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -157,11 +158,25 @@ def test_a_client_without_tls_at_a_port_with_tls_is_told_so(unattended, tls_port
         Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
 
 
-def test_a_client_with_tls_at_a_port_without_is_told_so(unattended):
+def test_a_client_with_tls_at_a_port_without_is_told_so_without_a_retry(unattended):
     url = f"rediss://{HOST}:{unattended.redis.port}/{unattended.database}"
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
+    began = time.monotonic()
     with pytest.raises(QueueUnavailable, match="this port does not speak TLS: use redis://"):
         Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+    # Redis without TLS does not answer a handshake, which ends after 5 seconds.
+    assert time.monotonic() - began < 9
+
+
+def test_a_command_with_tls_at_a_port_without_ends_at_once(veil, unattended):
+    url = f"rediss://{HOST}:{unattended.redis.port}/{unattended.database}"
+    environment = {**unattended.environment, "VEIL_REDIS_URL": url}
+    began = time.monotonic()
+    done = veil("enqueue", "s3://raw/a.jpg", environment=environment)
+    assert time.monotonic() - began < 20
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "this port does not speak TLS: use redis:// in VEIL_REDIS_URL" in line
 
 
 @pytest.fixture

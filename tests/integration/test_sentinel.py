@@ -23,6 +23,7 @@ from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
+from tasks.redis.errors import tried
 from tasks.redis.primary import Sentinels
 from tasks.settings import Settings
 from tests.integration.lying_sentinel import LyingSentinel, state
@@ -271,6 +272,24 @@ def test_a_sentinel_that_names_another_server_leads_to_the_primary_all_the_same(
             assert whole.primary().client().get("written") == kind.encode()
     finally:
         receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"redis_password": "another-password"}, "refuses the password: check VEIL_REDIS_PASSWORD"),
+        ({"database": 9999}, "does not have this database"),
+    ],
+)
+def test_the_primary_that_refuses_is_named(whole, changed, expected):
+    database = changed.pop("database", 0)
+    if database:
+        changed["redis_url"] = f"{whole.url.removesuffix('/0')}/{database}"
+    with pytest.raises(QueueUnavailable) as raised:
+        publish(create_app(settings(whole, **changed)))
+    primary = f"Redis at {HOST}:{whole.primary().port}"
+    assert str(raised.value).startswith(f"{primary} {expected}")
+    assert tried(str(raised.value), "sentinel:26379") == ""
 
 
 def test_without_a_sentinel_the_error_names_them(clean_environment):

@@ -229,7 +229,7 @@ def test_workers_that_redis_refuses_end_with_one_line(veil, redis_server, count,
     for line in lines:
         assert line.startswith("veil: SettingsInvalid: Redis ")
         assert expected in line
-        assert line.endswith(f"(tried {server})")
+        assert line.endswith(f"(tried Redis at {server})")
 
 
 @REFUSALS
@@ -243,4 +243,4 @@ def test_a_trigger_that_redis_refuses_ends_with_one_line(veil, redis_server, cha
     (line,) = done.stderr.splitlines()
     assert line.startswith("veil: SettingsInvalid: Redis ")
     assert expected in line
-    assert line.endswith(f"(tried {server})")
+    assert line.endswith(f"(tried Redis at {server})")

@@ -26,7 +26,7 @@ from tasks.errors import InvalidRequest, InventoryInvalid, QueueUnavailable, Run
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes
 from tasks.records.dead_letters import DeadLetter
-from tasks.redis.clients import refuse_cluster
+from tasks.redis.clients import refuse_unusable
 from tasks.redis.errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
@@ -183,7 +183,7 @@ def backfill(
     settings = Settings.load()
     places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
     celery = celery_app()
-    refuse_cluster(celery)
+    refuse_unusable(celery)
     tracing.configure("veil-backfill")
     store = _connect(celery, settings)
     with (

@@ -12,7 +12,7 @@ from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, NothingFound, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
-from tasks.redis.clients import refuse_cluster
+from tasks.redis.clients import refuse_unusable
 from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
@@ -84,7 +84,7 @@ def enqueue(
         _refuse_unrouted(routes, sources, place)
     listed = _listed(settings, place, routes) if place else ()
     celery = celery_app()
-    refuse_cluster(celery)
+    refuse_unusable(celery)
     tracing.configure("veil-enqueue")
     with ExitStack() as stack:
         pictures = (Wanted(source, options=request) for source in chain(sources, listed))
