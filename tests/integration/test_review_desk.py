@@ -122,6 +122,16 @@ def test_nothing_is_shown_without_a_session(desk, listed):
     assert stolen.get("/api/list").status == 401
 
 
+def test_a_load_balancer_may_ask_whether_the_desk_answers_and_learns_nothing_else(desk):
+    for host in ("10.1.2.3:8600", "review.example"):
+        stranger = Client(desk.address)
+        answer = stranger.get("/healthz", Host=host)
+        assert (answer.status, answer.body) == (200, b"ok\n")
+        assert not stranger.cookies
+        assert stranger.get("/login", Host=host).status == 421
+    assert stranger.post("/healthz").status in (403, 405)
+
+
 def test_a_token_works_once_and_a_wrong_one_never(desk):
     name = next(desk.unused)
     token = desk.token(name)

@@ -560,6 +560,19 @@ class PictureHandler(Handler):
         return View(side, (x1, y1, x2, y2))
 
 
+class HealthHandler(Handler):
+    """Whether the desk answers, for load balancers, which ask a pod by its address."""
+
+    def prepare(self) -> None:
+        """Refuse nobody: the answer says nothing."""
+
+    def get(self) -> None:
+        self.set_header("Content-Type", "text/plain")
+        self.finish("ok\n")
+
+    head = get
+
+
 class UnknownHandler(Handler):
     """Any other address."""
 
@@ -575,6 +588,7 @@ def application(parts: Parts) -> Application:
     shared = {"parts": parts}
     routes: list[Any] = [
         (r"/", DeskHandler, shared),
+        (r"/healthz", HealthHandler, shared),
         (r"/login", LoginHandler, shared),
         (r"/logout", LogoutHandler, shared),
         (r"/files/([a-z.]+)", FileHandler, shared),

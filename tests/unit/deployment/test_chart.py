@@ -509,6 +509,13 @@ def test_the_command_of_the_desk_is_one_that_veil_takes(rendered):
     serving.check(WorkerSettings(review_url=url), serving.Options(host, port, [], False, None, []))
 
 
+def test_the_probes_of_the_desk_ask_the_path_that_answers_any_host(rendered):
+    values, _ = VALUES["review"]
+    container = container_of(rendered(*with_values(*values))["Deployment", "veil-review"])
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[name]["httpGet"] == {"path": "/healthz", "port": "http"}
+
+
 def test_nobody_reaches_flower_unless_named_and_its_ingress_is_off(rendered):
     resources = rendered(*with_values("flower.enabled=true"))
     flower = resources["Deployment", "veil-flower"]

@@ -43,6 +43,16 @@ def test_every_client_of_a_server_outside_reaches_it_and_waits_for_no_local_one(
             assert changed[name]["depends_on"][local]["required"] is False, name
 
 
+def test_a_bucket_that_exists_is_not_enqueued_before_a_look_at_it(services):
+    command = services("docker/amazon-s3.yml")["catch-up"]["command"]
+    assert command == [
+        "veil",
+        "watch",
+        "--poll=${CATCH_UP_SECONDS:-600}",
+        "--since=${CATCH_UP_SINCE:-now}",
+    ]
+
+
 def test_a_service_is_killed_only_after_the_time_that_it_takes_to_stop(services, repository):
     (stop,) = {services(MAIN)[name]["stop_grace_period"] for name in WORKERS}
     default = re.fullmatch(r"\$\{STOP_SECONDS:-(\d+)\}s", stop)[1]
