@@ -24,7 +24,7 @@ from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
 from tasks.settings import Settings
 from tests.browser import axe_script, chromium, console, serious_problems
-from tests.desk import Desk
+from tests.desk import Client, Desk
 from tools.local.servers import Server, start_redis, start_s3
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
@@ -102,6 +102,7 @@ def new_browser(system_program, tmp_path_factory):
         started.append(chromium(system_program, tmp_path_factory.mktemp("chromium"), size))
         return started[-1]
 
+    start.browsers = started
     yield start
     for browser in started:
         browser.quit()
@@ -113,9 +114,18 @@ def browser(new_browser):
 
 
 @pytest.fixture
-def empty(stack):
-    """The desk without a picture."""
+def empty(stack, new_browser):
+    """The desk without a picture and without a page that could claim one."""
+    for browser in new_browser.browsers:
+        browser.get("about:blank")
     stack.redis.flushdb()
+    client = Client(stack.desk.address)
+    client.get("/login")
+    client.post("/login", {"secret": PASSWORD, "name": "nobody"})
+    deadline = time.monotonic() + WAIT_SECONDS
+    while client.get("/api/list").json["count"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     return stack
 
 
@@ -128,9 +138,14 @@ def until(browser, condition, seconds=WAIT_SECONDS):
     return WebDriverWait(browser, seconds, poll_frequency=0.1).until(lambda _: condition())
 
 
-def log_in(browser, stack, name="ana"):
+def show_login(browser, stack):
+    browser.get(f"{stack.desk.address}/files/style.css")  # whose cookies are then deleted
     browser.delete_all_cookies()
     browser.get(f"{stack.desk.address}/login")
+
+
+def log_in(browser, stack, name="ana"):
+    show_login(browser, stack)
     browser.find_element(By.ID, "name").send_keys(name)
     browser.find_element(By.ID, "secret").send_keys(PASSWORD, Keys.ENTER)
     until(browser, lambda: browser.find_elements(By.ID, "rows"))
@@ -461,8 +476,7 @@ def test_an_output_that_was_made_again_can_be_made_once_more(browser, empty, pho
 
 
 def test_the_address_of_a_token_counts_also_in_a_tab_that_shows_the_login(browser, empty):
-    browser.delete_all_cookies()
-    browser.get(f"{empty.desk.address}/login")
+    show_login(browser, empty)
     browser.find_element(By.ID, "name").send_keys(" ")
     browser.find_element(By.ID, "secret").send_keys(PASSWORD, Keys.ENTER)
     until(browser, lambda: text(browser, "problem").startswith("Enter your name"))
@@ -639,8 +653,7 @@ def test_a_screen_of_400_pixels_shows_the_picture_first(phone, empty, photograph
 
 def test_people_with_disabilities_can_use_every_page(browser, empty, photographs):
     script = axe_script()
-    browser.delete_all_cookies()
-    browser.get(f"{empty.desk.address}/login")
+    show_login(browser, empty)
     assert serious_problems(browser, script) == []
     empty.list("1.jpg", photographs["admiral.jpg"], "flagged", output=photographs["admiral.jpg"])
     log_in(browser, empty)
