@@ -33,7 +33,6 @@ UNBLOCKED = "UNBLOCKED"
 # The options of the transport that say how to reach the primary.
 SENTINELS, SERVICE, SENTINEL_OPTIONS = "sentinels", "master_name", "sentinel_kwargs"
 REFUSALS = AuthenticationError, ResponseError
-SENTINEL_MODES = {b"redis_mode:sentinel", b"server_mode:sentinel"}  # of Redis, and of Valkey
 IS_SENTINEL = (
     "this is a sentinel, and no Redis: use sentinel://HOST:PORT/0 in VEIL_REDIS_URL, or "
     "sentinels:// with TLS, and VEIL_REDIS_SERVICE"
@@ -208,13 +207,13 @@ class PrimaryConnection(Connection):
             self._check_role(check_health)
 
     def _refuse_sentinel(self, check_health: bool) -> None:
-        """Raise SentinelsRefuse if the server is a sentinel, unless it does not allow INFO."""
-        self.send_command("INFO", "server", check_health=check_health)  # type: ignore[no-untyped-call]
+        """Raise SentinelsRefuse if the server is a sentinel, unless it does not allow ROLE."""
+        self.send_command("ROLE", check_health=check_health)  # type: ignore[no-untyped-call]
         try:
             answer = super().read_response()
         except ResponseError:
             return
-        if not SENTINEL_MODES.isdisjoint(answer.split()):
+        if isinstance(answer, list) and answer[:1] in ([b"sentinel"], ["sentinel"]):
             raise SentinelsRefuse(f"{self.host}:{self.port}: {IS_SENTINEL}")
 
     def _refuse_sentinel_without_password(self) -> None:

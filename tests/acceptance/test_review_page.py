@@ -338,7 +338,7 @@ def test_nothing_that_was_drawn_is_lost_silently(browser, empty, photographs):
     assert text(browser, "shapes") == ""
     press(browser, "p")
     is_shown(browser, "0.jpg")
-    assert "hide:" in text(browser, "shapes")
+    until(browser, lambda: "hide:" in text(browser, "shapes"))
     leaves_at_once = browser.execute_script(
         "return dispatchEvent(new Event('beforeunload', {cancelable: true}))"
     )
@@ -349,12 +349,12 @@ def test_nothing_that_was_drawn_is_lost_silently(browser, empty, photographs):
         until(browser, dialog.is_displayed)
         assert "You drew 1 area that is not hidden" in dialog.text
         answer(browser, "Cancel")
-        assert "hide:" in text(browser, "shapes")
+        until(browser, lambda: "hide:" in text(browser, "shapes"))
     browser.find_element(By.CSS_SELECTOR, "#lists [data-state=flagged]").click()
     is_shown(browser, "1.jpg")
     press(browser, "n")
     is_shown(browser, "0.jpg")
-    assert "hide:" in text(browser, "shapes")
+    until(browser, lambda: "hide:" in text(browser, "shapes"))
     assert listed_count(empty) == 2
     press(browser, Keys.ENTER)
     answer(browser, "Go on without it")

@@ -15,11 +15,12 @@ from worker.outputs import destination_errors
 from worker.route_duties import who_acts
 
 PLACE = ObjectUri("clean", "a.jpg")
-NOW, YESTERDAY = formatdate(time.time()), formatdate(time.time() - 86400)
+YESTERDAY = formatdate(time.time() - 86400)
 
 
-def answer(code, status, operation="PutObject", message="", date=NOW):
-    metadata = {"HTTPStatusCode": status, "HTTPHeaders": {"date": date}}
+def answer(code, status, operation="PutObject", message="", date=None):
+    headers = {"date": date} if date else {}
+    metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
     error = {"Code": code, "Message": message}
     return ClientError({"Error": error, "ResponseMetadata": metadata}, operation)
 
