@@ -207,13 +207,16 @@ class PrimaryConnection(Connection):
             self._check_role(check_health)
 
     def _refuse_sentinel(self, check_health: bool) -> None:
-        """Raise SentinelsRefuse if the server is a sentinel, unless it does not allow ROLE."""
-        self.send_command("ROLE", check_health=check_health)  # type: ignore[no-untyped-call]
+        """Raise SentinelsRefuse if the server is a sentinel, unless it does not allow INFO.
+
+        Of a Redis, the answer is empty.
+        """
+        self.send_command("INFO", "sentinel", check_health=check_health)  # type: ignore[no-untyped-call]
         try:
             answer = super().read_response()
         except ResponseError:
             return
-        if isinstance(answer, list) and answer[:1] in ([b"sentinel"], ["sentinel"]):
+        if b"sentinel_masters" in answer:
             raise SentinelsRefuse(f"{self.host}:{self.port}: {IS_SENTINEL}")
 
     def _refuse_sentinel_without_password(self) -> None:
