@@ -16,7 +16,6 @@ from worker.pixels import Pixels
 
 GRAPH = "saved_model.pb"
 METADATA = "veil.json"
-GRAPH = "saved_model.pb"
 NETWORK = "network.tflite"  # A CenterFace in 8 bits, next to saved_model.pb.
 LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
 DEFAULT_THRESHOLD = 0.5  # The score threshold of a model that states none.
