@@ -1,4 +1,4 @@
-"""Boxes of faces in the formats of annotation tools: COCO, CVAT for images, and JSON lines.
+"""Boxes of hidden objects in the formats of annotation tools: COCO, CVAT and JSON lines.
 
 COCO is one JSON object with ``images``, ``annotations`` and ``categories`` (cocodataset.org). CVAT
 for images 1.1 is XML (docs.cvat.ai). JSON lines have one picture a line. Files are written picture
@@ -6,13 +6,14 @@ by picture, so an archive of any size can be exported. The name of a picture is 
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal, Protocol, TextIO, get_args
+from typing import IO, Any, Literal, Protocol, TextIO, get_args
 from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from ..errors import DatasetInvalid, InvalidRequest
 from ..messages import AnonymizeOptions
@@ -20,7 +21,7 @@ from ..messages import AnonymizeOptions
 Format = Literal["coco", "cvat", "jsonl"]
 FORMATS = get_args(Format)
 FACE, EXPOSED, EXTRA = "face", "exposed", "extra"
-LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3
+LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3; those of models follow
 # Control characters that XML 1.0 can't have, not even escaped.
 XML_REPLACED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code not in (9, 10, 13)}
 
@@ -78,6 +79,7 @@ class CocoWriter:
         self._file = file
         self._annotations = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 — closed by `close`
         self._images = self._shapes = 0
+        self._labels = [*LABELS]
         file.write('{"images": [')
 
     def add(self, picture: AnnotatedPicture) -> None:
@@ -97,19 +99,18 @@ class CocoWriter:
 
     def close(self) -> None:
         self._file.write('],\n"annotations": [')
-        self._annotations.seek(0)
-        while part := self._annotations.read(1 << 16):
-            self._file.write(part)
-        self._annotations.close()
-        categories = [{"id": number, "name": label} for number, label in enumerate(LABELS, 1)]
+        _move(self._annotations, self._file)
+        categories = [{"id": number, "name": label} for number, label in enumerate(self._labels, 1)]
         self._file.write(f'],\n"categories": {json.dumps(categories)}}}\n')
 
     def _annotation(self, shape: Shape) -> dict[str, Any]:
+        if shape.label not in self._labels:
+            self._labels.append(shape.label)
         x1, y1, x2, y2 = shape.box_xyxy
         annotation: dict[str, Any] = {
             "id": self._shapes,
             "image_id": self._images,
-            "category_id": LABELS.index(shape.label) + 1,
+            "category_id": self._labels.index(shape.label) + 1,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
@@ -121,26 +122,30 @@ class CocoWriter:
 
 
 class CvatWriter:
-    """Writes CVAT for images 1.1."""
+    """Writes CVAT for images 1.1. Images wait in a temporary file until all labels are known."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._images = 0
-        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
-        labels = "".join(f"<label><name>{label}</name></label>" for label in LABELS)
-        file.write("  <version>1.1</version>\n")
-        file.write(f"  <meta><task><labels>{labels}</labels></task></meta>\n")
+        self._images = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 — closed by `close`
+        self._count = 0
+        self._labels = dict.fromkeys(LABELS)
 
     def add(self, picture: AnnotatedPicture) -> None:
         name = _xml(picture.name)
         size = f'width="{picture.width}" height="{picture.height}"'
-        self._file.write(f'  <image id="{self._images}" name={name} {size}>\n')
-        self._images += 1
+        self._images.write(f'  <image id="{self._count}" name={name} {size}>\n')
+        self._count += 1
         for shape in picture.shapes:
-            self._file.write(f"    {_element(shape)}\n")
-        self._file.write("  </image>\n")
+            self._labels[shape.label] = None
+            self._images.write(f"    {_element(shape)}\n")
+        self._images.write("  </image>\n")
 
     def close(self) -> None:
+        self._file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
+        labels = "".join(f"<label><name>{escape(label)}</name></label>" for label in self._labels)
+        self._file.write("  <version>1.1</version>\n")
+        self._file.write(f"  <meta><task><labels>{labels}</labels></task></meta>\n")
+        _move(self._images, self._file)
         self._file.write("</annotations>\n")
 
 
@@ -281,6 +286,13 @@ def _whole(numbers: Sequence[float]) -> Area:
         raise ValueError("a coordinate is a text")
     area = tuple(max(0, round(number)) for number in numbers)
     return AnonymizeOptions.parse(extra=[area]).extra[0]
+
+
+def _move(waiting: IO[str], file: TextIO) -> None:
+    """Append the text that is `waiting` in a temporary file to `file`, and delete it."""
+    waiting.seek(0)
+    shutil.copyfileobj(waiting, file)
+    waiting.close()
 
 
 def _element(shape: Shape) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import BucketNotAllowed, InvalidRequest, VeilError
-from ..messages import AnonymizeOptions
+from ..messages import FACE, AnonymizeOptions
 from ..publishing import Wanted
 from ..routes import Routes
 from ..signatures import Key
 from ..storage.receipts import Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, StoredObject
-from .annotations import EXTRA, FACE, AnnotatedPicture, Area, Shape
+from . import annotations
+from .annotations import EXTRA, AnnotatedPicture, Area, Shape
 from .comparison import list_outputs, list_receipts, read_receipt, refusal, without_output
 from .in_order import in_order
 from .places import Places
@@ -103,7 +104,12 @@ def _published_receipt(
 def annotated(output: str, receipt: Receipt) -> AnnotatedPicture:
     """Return the boxes of a receipt, and its extra areas, as those of the picture `output`."""
     shapes = [
-        Shape(tuple(face["box_xyxy"]), FACE, round(face["score"], 4)) for face in receipt.faces
+        Shape(
+            tuple(face["box_xyxy"]),
+            annotations.FACE if label == FACE else label,
+            round(face["score"], 4),
+        )
+        for face, label in zip(receipt.faces, receipt.labels, strict=True)
     ]
     shapes += [Shape(area, EXTRA) for area in receipt.asked.extra]
     facts: dict[str, Any] = {"status": receipt.status, "recipe": receipt.recipe}
@@ -182,14 +188,15 @@ def _differences(
     added = [
         shape.area
         for shape in picture.shapes
-        if shape.area not in known and not _has_same(shape.box_xyxy, hidden)
+        if shape.area not in known and not has_same(shape.box_xyxy, hidden)
     ]
     shown = [shape.box_xyxy for shape in picture.shapes]
-    removed = [box for box in hidden if not _has_same(box, shown)]
+    removed = [box for box in hidden if not has_same(box, shown)]
     return tuple(added), tuple(removed)
 
 
-def _has_same(box: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
+def has_same(box: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
+    """Return whether one of the boxes `others` shows the same object as `box`."""
     return any(iou(box, other) >= SAME_FACE_IOU for other in others)
 
 

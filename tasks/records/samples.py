@@ -20,10 +20,11 @@ Boxes = list[list[int]]
 
 @dataclass(frozen=True)
 class SampledPicture:
-    """A drawn output: its version, its size in pixels, and the faces that were hidden in it.
+    """A drawn output: its version, its size in pixels, and what was hidden in it.
 
-    `source` is the address of its source, if it is at the default place of the `route`. `options`
-    are those that the receipt has. An output without a receipt has no `width` and `height`.
+    `boxes_xyxy` are those of faces, and `others_xyxy` those of objects with another label. `source`
+    is the address of its source, if it is at the default place of the `route`. `options` are those
+    that the receipt has. An output without a receipt has no `width` and `height`.
     """
 
     output: str
@@ -35,6 +36,7 @@ class SampledPicture:
     height: int | None = None
     boxes_xyxy: Boxes = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    others_xyxy: Boxes = field(default_factory=list)
 
 
 @dataclass(frozen=True)

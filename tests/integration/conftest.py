@@ -467,7 +467,9 @@ class Archive:
         status: str = "anonymized",
         scores: tuple[float, ...] = (),
         created: str = "2026-01-01T00:00:00.000+00:00",
+        label: str | None = None,
     ) -> None:
+        labelled = {} if label is None else {"label": label}
         sign = next(iter(self.places.marks.keys), None)
         receipt = Receipt(
             status=status,
@@ -481,7 +483,7 @@ class Archive:
             width=3,
             height=2,
             recipe=recipe,
-            faces=[{"box_xyxy": [0, 0, 1, 1], "score": score} for score in scores],
+            faces=[{"box_xyxy": [0, 0, 1, 1], "score": score, **labelled} for score in scores],
             seconds={},
             made_with={},
             output_mark=receipts.place_mark(self.destination(key), sign) if sign else None,
@@ -503,9 +505,14 @@ class Archive:
         self.store.put(self.destination(key), ANONYMIZED, "image/jpeg", metadata)
 
     def done(
-        self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()
+        self,
+        key: str,
+        etag: str,
+        recipe: str = RECIPE,
+        scores: tuple[float, ...] = (),
+        label: str | None = None,
     ) -> None:
-        self.receipt(key, etag, recipe, scores=scores)
+        self.receipt(key, etag, recipe, scores=scores, label=label)
         self.output(key, etag, recipe)
 
 

@@ -14,7 +14,8 @@ BOX = [0, 0, 1, 1]  # of each face in the receipts of the archive
 def archive(store, archive_at):
     archive = archive_at(store, "boxes/")
     for key in ("a.jpg", "b & c.jpg", "d/e.jpg", "newer/a.jpg"):
-        archive.done(key, archive.source(key).etag, scores=(0.9,))
+        label = "plate" if key == "d/e.jpg" else None
+        archive.done(key, archive.source(key).etag, scores=(0.9,), label=label)
     # Another recipe held the picture since, and found fewer faces than the output hides.
     etag = archive.source("newer/a.jpg").etag
     newer = "2026-02-01T00:00:00.000+00:00"
@@ -50,10 +51,12 @@ def test_each_format_has_every_picture_with_its_boxes(archive, receipt):
         "s3://clean/boxes/newer/a.jpg",
     ]
     assert lines[0]["shapes"] == [{"area": BOX, "label": "face", "score": 0.9}]
+    assert lines[2]["shapes"] == [{"area": BOX, "label": "plate", "score": 0.9}]
     assert lines[-1]["status"] == "anonymized"
 
     coco = json.loads(receipt("export", "s3://clean/boxes", "--format", "coco").stdout)
     assert (len(coco["images"]), len(coco["annotations"])) == (4, 4)
+    assert coco["annotations"][2]["category_id"] == coco["categories"][-1]["id"] == 4
     cvat = ElementTree.fromstring(receipt("export", "s3://clean/boxes", "--format", "cvat").stdout)
     assert len(cvat.findall("image/box")) == 4
 

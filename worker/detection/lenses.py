@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.detection.canvas import Pyramid
 from worker.detection.faces import Boxes, Detections, Points, Sightings, box_sides
-from worker.pixels import Pixels, reduced
+from worker.pixels import Pixels
 
 # The angle between the axis of a fisheye lens and the edge of its image, which the picture does not
 # tell. Lenses have 70° to 100°, and a plain view of more than 80° shows little but its edges. With
@@ -134,14 +135,14 @@ def fisheye_image(picture: Pixels) -> Circle | None:
     The image may be cut above and below, or at the sides.
     """
     factor = min(1.0, SEARCHED_SIDE / max(picture.shape[:2]))
-    red, green, blue = cv2.split(reduced(picture, SEARCHED_SIDE))
+    red, green, blue = cv2.split(Pyramid(picture).resized(factor))
     is_lit = cv2.max(cv2.max(red, green), blue) > BLACK_LEVEL
-    rows, columns = np.nonzero(is_lit)
-    if not len(rows):
+    lit = np.count_nonzero(is_lit)
+    if not lit:
         return None
-    (top, bottom), (left, right) = _range(rows), _range(columns)
+    (top, bottom), (left, right) = _range(is_lit.sum(axis=1)), _range(is_lit.sum(axis=0))
     x, y = (left + right) / 2, (top + bottom) / 2
-    across, down = max(right - left, 1.0) / 2, max(bottom - top, 1.0) / 2
+    across, down = max(right - left, 1) / 2, max(bottom - top, 1) / 2
     height, width = is_lit.shape
     # The distances of the far edges of columns and rows from the centre.
     away = np.abs(np.arange(width) + 0.5 - x) + 0.5
@@ -149,8 +150,9 @@ def fisheye_image(picture: Pixels) -> Circle | None:
     farthest = MAX_CORNER_SHARE * math.hypot(across, down)
     # Nearly every picture is lit in its corners, and needs no more than this.
     is_beyond = away**2 + off[:, None] ** 2 > farthest**2 * (1 + 1e-9)
-    if np.count_nonzero(is_lit & is_beyond) >= NOISE_SHARE * len(rows) + 2:
+    if np.count_nonzero(is_lit & is_beyond) >= NOISE_SHARE * lit + 2:
         return None
+    rows, columns = np.nonzero(is_lit)
     radius = float(np.quantile(np.hypot(away[columns], off[rows]), 1 - NOISE_SHARE))
     if radius > farthest:
         return None
@@ -161,10 +163,12 @@ def fisheye_image(picture: Pixels) -> Circle | None:
     return Circle(x / factor, y / factor, radius / factor)
 
 
-def _range(places: NDArray[np.intp]) -> tuple[float, float]:
-    """Return where `places` begin and end, apart from noise."""
-    first, last = np.quantile(places, [NOISE_SHARE, 1 - NOISE_SHARE])
-    return float(first), float(last) + 1
+def _range(counts: NDArray[np.intp]) -> tuple[int, int]:
+    """Return where the rows or columns with so many lit pixels begin and end, apart from noise."""
+    before = counts.cumsum()
+    noise = NOISE_SHARE * before[-1]
+    first, last = np.searchsorted(before, [noise, before[-1] - noise], side="right")
+    return int(first), min(int(last), len(counts) - 1) + 1
 
 
 def _fisheye_view(picture: Pixels, image: Circle) -> View:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.bulk import annotations
-from tasks.bulk.annotations import AnnotatedPicture
+from tasks.bulk.annotations import AnnotatedPicture, Shape
+from tasks.bulk.boxes import has_same
 from tasks.errors import DatasetInvalid
 from tasks.records.samples import Mark, Sample, SampledPicture
 
@@ -27,9 +28,10 @@ class Marked:
 def read(path: Path, sample: Sample) -> Marked:
     """Return the marks in a file.
 
-    Every shape is an exposed face, unless its label says that it is a hidden one. A picture that
-    the file has without a shape was reviewed, and has no exposed face. Raises DatasetInvalid if a
-    mark can't be of its picture.
+    Every shape is an exposed face, unless its label says that it is a hidden one, or it has the
+    label of a model and is at the place of a hidden object. A picture that the file has without a
+    shape was reviewed, and has no exposed face. Raises DatasetInvalid if a mark can't be of its
+    picture.
     """
     numbers = {picture.output: number for number, picture in enumerate(sample.pictures)}
     found = Marked({})
@@ -42,7 +44,7 @@ def read(path: Path, sample: Sample) -> Marked:
         _require_same_size(path, annotated, picture)
         exposed = []
         for shape in annotated.shapes:
-            if shape.label in HIDDEN:
+            if _is_hidden(shape, picture):
                 continue
             box = list(shape.box_xyxy)
             inside = _inside(path, box, picture)
@@ -50,6 +52,12 @@ def read(path: Path, sample: Sample) -> Marked:
             exposed.append(inside)
         found.marks[number] = Mark(exposed, by=path.name)
     return found
+
+
+def _is_hidden(shape: Shape, picture: SampledPicture) -> bool:
+    if shape.label in (*HIDDEN, annotations.EXPOSED):
+        return shape.label in HIDDEN
+    return has_same(shape.box_xyxy, picture.others_xyxy)
 
 
 def _require_same_size(path: Path, annotated: AnnotatedPicture, picture: SampledPicture) -> None:

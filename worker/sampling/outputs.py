@@ -9,6 +9,7 @@ from tasks.addresses import PrefixUri
 from tasks.bulk.comparison import find_receipt, list_outputs
 from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed, NothingFound
+from tasks.messages import FACE
 from tasks.records.samples import Sample, SampledPicture
 from tasks.routes import Routes
 from tasks.signatures import Key
@@ -60,6 +61,7 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
     receipt = found.accepted if found else None
     if receipt is None:
         return SampledPicture(str(output.uri), output.etag, str(places.route))
+    hidden = list(zip(receipt.labels, receipt.faces, strict=True))
     return SampledPicture(
         str(output.uri),
         output.etag,
@@ -68,8 +70,9 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
         receipt.source_etag,
         receipt.width,
         receipt.height,
-        [face["box_xyxy"] for face in receipt.faces],
+        [face["box_xyxy"] for label, face in hidden if label == FACE],
         receipt.options,
+        [one["box_xyxy"] for label, one in hidden if label != FACE],
     )
 
 

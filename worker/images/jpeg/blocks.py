@@ -228,9 +228,12 @@ def _averages(samples: Array) -> Array:
     size = samples.shape[2] * samples.shape[4]
     if size == 1:
         return samples[:, :, 0, :, 0]
-    sums = samples.sum(axis=(2, 4), dtype=np.uint32)
-    averages: Array = (sums + size // 2) // size
-    return averages.astype(np.uint8)
+    # NumPy is slow at sums over short axes.
+    sums = np.full((*samples.shape[:2], samples.shape[3]), size // 2, np.uint16)
+    for row in range(samples.shape[2]):
+        for column in range(samples.shape[4]):
+            sums += samples[:, :, row, :, column]
+    return (sums // size).astype(np.uint8)
 
 
 def _grid(samples: Array) -> Array:

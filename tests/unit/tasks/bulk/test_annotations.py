@@ -13,6 +13,7 @@ PICTURES = [
     AnnotatedPicture("s3://clean/a b&\"<'.jpg", 640, 480, [Shape((1, 2, 30, 40), score=0.5)]),
     AnnotatedPicture("s3://clean/none.jpg", 64, 48),
     AnnotatedPicture("s3://clean/ü\n.jpg", 64, 48, [Shape((5, 6, 7, 8), "exposed")]),
+    AnnotatedPicture("s3://clean/car.jpg", 64, 48, [Shape((1, 2, 9, 4), "plate <eu>")]),
 ]
 
 
@@ -45,12 +46,19 @@ def test_coco_is_what_its_readers_expect():
     assert {image["id"] for image in whole["images"]} >= {
         annotation["image_id"] for annotation in whole["annotations"]
     }
-    assert whole["categories"][0] == {"id": 1, "name": "face"}
+    assert {one["id"]: one["name"] for one in whole["categories"]} == {
+        1: "face",
+        2: "exposed",
+        3: "extra",
+        4: "plate <eu>",
+    }
 
 
 def test_cvat_is_what_its_reader_expects():
     root = ElementTree.fromstring(written("cvat"))
     assert root.findtext("version") == "1.1"
+    labels = [name.text for name in root.findall("meta/task/labels/label/name")]
+    assert labels == ["face", "exposed", "extra", "plate <eu>"]
     box = root.find("image/box")
     assert box.attrib | {"label": "face", "xtl": "1", "ybr": "40"} == box.attrib
 

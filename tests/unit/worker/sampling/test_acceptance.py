@@ -1,5 +1,7 @@
 """The result of a sample: which faces count, and what the report says."""
 
+from dataclasses import replace
+
 import pytest
 
 from tasks.records.samples import Mark, Sample, SampledPicture
@@ -83,6 +85,13 @@ def test_the_lower_end_of_a_rate_that_is_almost_none_is_0():
     faces = accept(a_sample(a_picture(1, hidden), a_picture(2)), marks).faces
     assert (faces.found, percent(faces.low)) == (1, "0 %")
     assert percent(faces.high) != "0 %"
+
+
+def test_plates_are_no_faces():
+    hidden = [[0, 0, 20, 20]]
+    picture = replace(a_picture(1, hidden), others_xyxy=[[40, 40, 60, 50]])
+    result = accept(a_sample(picture), {0: Mark([[70, 10, 90, 30]])})
+    assert (result.faces.found, result.faces.of) == (1, 2)
 
 
 def test_an_address_breaks_after_its_slashes():

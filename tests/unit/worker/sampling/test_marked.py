@@ -1,0 +1,39 @@
+"""Marks from annotation tools: which shapes are exposed faces."""
+
+import json
+
+import pytest
+
+from tasks.records.samples import Sample, SampledPicture
+from worker.sampling import marked
+
+FACE_BOX, PLATE_BOX, ELSEWHERE = [0, 0, 20, 20], [40, 40, 60, 50], [70, 10, 90, 30]
+PICTURE = SampledPicture(
+    "s3://clean/a.jpg",
+    "e",
+    "s3://raw/=s3://clean/",
+    width=100,
+    height=80,
+    boxes_xyxy=[FACE_BOX],
+    others_xyxy=[PLATE_BOX],
+)
+SAMPLE = Sample("0a1b2c3d", ["s3://clean"], 1, 1, 1.8e9, [PICTURE])
+
+
+@pytest.mark.parametrize(
+    ("label", "area", "is_exposed"),
+    [
+        ("face", FACE_BOX, False),
+        ("extra", ELSEWHERE, False),
+        ("plate", PLATE_BOX, False),
+        ("plate", ELSEWHERE, True),
+        ("exposed", PLATE_BOX, True),
+        ("head", ELSEWHERE, True),
+    ],
+)
+def test_a_shape_is_exposed_unless_it_was_hidden(tmp_path, label, area, is_exposed):
+    path = tmp_path / "marks.jsonl"
+    shapes = [{"area": area, "label": label}]
+    path.write_text(json.dumps({"name": PICTURE.output, "shapes": shapes}))
+    found = marked.read(path, SAMPLE)
+    assert found.marks[0].exposed_xyxy == ([area] if is_exposed else [])
