@@ -345,9 +345,7 @@ def test_keda_and_the_policies_follow_the_address_of_redis(rendered):
 
 
 def test_with_a_routes_file_keda_reads_the_lists_of_its_priorities_too(rendered):
-    file = (
-        'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/etc/veil/a",files={"a":"a"}'
-    )
+    file = 'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/etc/veil/a",files={"a":"a"}'
     resources = rendered("--set-json", file, *with_values("autoscaling.enabled=true"))
     triggers = resources["ScaledObject", "veil-worker"]["spec"]["triggers"]
     lists = {
