@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,23 +251,8 @@ class PrimaryConnection(Connection):
             raise
 
 
-class TlsRetry(Retry):
-    """The retries of another one, but none if TLS itself fails in a way that lasts."""
-
-    def __init__(self, retry: Retry) -> None:
-        super().__init__(retry._backoff, retry._retries, retry._supported_errors)
-
-    def call_with_retry(
-        self,
-        do: Any,
-        fail: Any,
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> Any:
-        def may_pass(error: Exception) -> bool:
-            return not tls_errors.is_lasting(error) and (not is_retryable or is_retryable(error))
-
-        return super().call_with_retry(do, fail, may_pass, with_failure_count)
+class LastingTlsError(RedisError, OSError):
+    """TLS fails in a way that a retry at once meets again. Redis-py retries after other errors."""
 
 
 class PrimarySSLConnection(PrimaryConnection, SSLConnection):
@@ -275,9 +260,13 @@ class PrimarySSLConnection(PrimaryConnection, SSLConnection):
 
     plain_class = SSLConnection
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.retry = TlsRetry(self.retry)
+    def connect_check_health(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super().connect_check_health(*arguments, **named)
+        except RedisError as error:
+            if tls_errors.is_lasting(error):
+                raise LastingTlsError(str(error)) from error
+            raise
 
     def _wrap_socket_with_ssl(self, sock: Any) -> Any:
         """Return `sock` with TLS. The handshake is a part of connecting, and has its timeout."""
