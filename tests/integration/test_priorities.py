@@ -176,3 +176,26 @@ def test_a_retry_keeps_its_priority(site, wait_until):
     worker.signal(15)
     assert worker.exit_code() == 0
     assert site.waiting() == {"archive": ["archive/transient/1"]}
+
+
+def test_commands_give_each_picture_the_priority_of_its_route(site, veil, tmp_path, wait_until):
+    addresses = tmp_path / "addresses"
+    addresses.write_text("".join(f"s3://raw/{name}\n" for name in MIXED))
+    done = veil("enqueue", "--from", addresses, environment=site.environment)
+    assert done.returncode == 0, done.stderr
+    assert site.waiting() == by_route(ORDERED)
+
+    site.client.flushdb()
+    site.publish("archive/permanent/1")
+    worker = site.worker()
+    wait_until(lambda: worker.lines("dead"), 60)
+    worker.server.kill()
+    done = veil("dead", "retry", "--all", environment=site.environment)
+    assert done.returncode == 0, done.stderr
+    assert site.waiting(BACKFILL) == {"archive": ["archive/permanent/1"]}
+
+
+def test_routes_check_prints_the_priority(site, veil):
+    done = veil("routes", "check", "--offline", environment=site.environment)
+    shown = [line.split()[1] for line in done.stdout.splitlines() if "  priority " in line]
+    assert shown == ["high", "normal", "low"]
