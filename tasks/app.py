@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -13,9 +14,11 @@ from . import core_dumps
 from .delivery.shutdown import ShutdownStep
 from .delivery.steps import EventsStep, PipelineStep, installed_pipeline
 from .delivery.work import Work
-from .messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
+from .errors import InvalidRequest
+from .messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS, AnonymizeRequest
 from .representation import shown
 from .results import WORKERS_PACKAGE
+from .routes import Routes
 from .settings import Settings
 from .telemetry import tracing
 
@@ -35,6 +38,9 @@ class App(Celery):  # type: ignore[misc]
     notifies = False
     """True if the outcomes of pictures are put into the outbox of notifications."""
 
+    routes: Routes
+    """The routes, which give messages their priorities."""
+
     sentinel_url: str | None = None
     """The address of the sentinels for Celery's own transport, if there are any."""
 
@@ -46,6 +52,21 @@ class App(Celery):  # type: ignore[misc]
         url = self.sentinel_url or self.conf.broker_write_url
         options.setdefault("transport", url.partition("://")[0])
         return super().connection(*(arguments or (url,)), **options)
+
+    def route_message(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *_: Any, **__: Any
+    ) -> dict[str, Any] | None:
+        """Return the queue and the priority of a message, for Celery.
+
+        A queue or a priority that the sender names is used instead.
+        """
+        if name != TASK:
+            return None
+        try:
+            request = AnonymizeRequest.parse(source=args[0] if args else kwargs.get("source"))
+        except InvalidRequest:  # of a sender that checks nothing; a worker refuses it
+            return None
+        return {"queue": UPLOADS, "priority": self.routes.priority_of(request.source)}
 
 
 @before_task_publish.connect
@@ -87,6 +108,7 @@ def create_app(settings: Settings) -> App:
     is_current = __package__ == WORKERS_PACKAGE
     app = App("veil", include=[f"{__package__}.anonymize"], set_as_current=is_current)
     app.sentinel_url = settings.sentinel_url()
+    app.routes = settings.parsed_routes()
     app.notifies = settings.notify is not None
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), PRODUCER_BACKEND)
     app.conf.update(
@@ -104,6 +126,7 @@ def create_app(settings: Settings) -> App:
         task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         task_default_queue=UPLOADS,
         task_create_missing_queues=False,
+        task_routes=app.route_message,
         # At-least-once delivery: a message is acknowledged after its picture is stored, and a
         # worker prefetches few messages.
         task_acks_late=True,

@@ -6,9 +6,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery
 from kombu.utils import json
 
 from .addresses import ObjectUri
@@ -19,6 +18,9 @@ from .redis.errors import connected
 from .redis.primary import REPLICAS
 from .representation import shown
 from .telemetry import tracing
+
+if TYPE_CHECKING:
+    from .app import App
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
 RECIPES = "veil:recipes"  # the key of those of its routes, a hash by their names
@@ -63,15 +65,17 @@ class Wanted:
 
 
 class Channel(redis_transport.Channel):
-    """A channel that keeps the message that Celery would send, with its list, and sends nothing."""
+    """A channel that keeps the message that Celery would send, and sends nothing."""
 
-    written: tuple[str, dict[str, Any]]
+    written: dict[str, Any]
+    queue: str
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
-        self.written = (
-            self._q_for_pri(queue, self._get_message_priority(message, reverse=False)),
-            message,
-        )
+        self.written, self.queue = message, queue
+
+    def list_of(self, priority: int) -> str:
+        """Return the list in Redis of the messages of the queue with this priority."""
+        return str(self._q_for_pri(self.queue, priority))
 
 
 class Transport(redis_transport.Transport):
@@ -83,11 +87,11 @@ class Transport(redis_transport.Transport):
 class Publisher:
     """Publishes messages. Not thread-safe.
 
-    Celery writes the first message of a batch. The others are copies of it with the ids and the
-    arguments of their pictures, because `send_task` takes five times as long for a message.
+    Celery writes the first message of a batch. The others are copies of it with the ids, arguments
+    and priorities of their pictures, because `send_task` takes five times as long for a message.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: "App") -> None:
         self._app = app
         self._producer: Any = None
 
@@ -111,7 +115,7 @@ class Publisher:
         Raises QueueUnavailable when it is not certain that Redis has the messages; to publish them
         again is safe.
         """
-        wanted = [(picture.task_id, picture.arguments) for picture in pictures]
+        wanted = [(picture.task_id, picture) for picture in pictures]
         try:
             with (
                 tracing.publishing(len(wanted)),
@@ -140,18 +144,18 @@ class Publisher:
 
     def _messages(
         self,
-        wanted: Sequence[tuple[str, tuple[Any, ...]]],
+        wanted: Sequence[tuple[str, Wanted]],
         queue: str,
         run: str | None,
         keep_results: bool,
     ) -> Iterator[tuple[str, str]]:
-        """Yield for each task id with its arguments the list in Redis and the message as JSON."""
+        """Yield for each task id with its picture the list in Redis and the message as JSON."""
         if not wanted:
             return
         producer = self._producer = self._producer or self._connect()
         self._app.send_task(
             TASK,
-            wanted[0][1],
+            wanted[0][1].arguments,
             task_id=wanted[0][0],
             queue=queue,
             producer=producer,
@@ -159,16 +163,19 @@ class Publisher:
             retry=False,
             headers={RUN_HEADER: run} if run else None,
         )
-        key, message = producer.channel.written
+        message = producer.channel.written
         headers, properties = message["headers"], message["properties"]
         _, named, embedded = json.loads(base64.b64decode(message["body"]))
-        for task_id, arguments in wanted:
+        for task_id, picture in wanted:
+            arguments = picture.arguments
             headers["id"] = headers["root_id"] = properties["correlation_id"] = task_id
             headers["argsrepr"] = shown(arguments)
             properties["delivery_tag"] = str(uuid.uuid4())
+            properties["priority"] = self._app.routes.priority_of(picture.source)
             message["body"] = base64.b64encode(
                 json.dumps([arguments, named, embedded]).encode()
             ).decode()
+            key = producer.channel.list_of(properties["priority"])
             yield key, json.dumps(message)
 
     def _connect(self) -> Any:

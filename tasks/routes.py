@@ -2,9 +2,11 @@
 
 import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, Literal, Self
 
 from .addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from .errors import BucketNotAllowed, InvalidRequest
@@ -14,6 +16,11 @@ from .output_names import output_key
 MAX_NAMED = 5  # routes that a message names
 RESERVED = ".veil/"  # the folder of receipts below every destination, closed to outputs
 
+Priority = Literal["high", "normal", "low"]
+# The priorities of messages: those with the least are taken first. Each has a list of its own,
+# because they are steps of kombu's.
+PRIORITIES: Mapping[Priority, int] = {"high": 0, "normal": 3, "low": 6}
+
 
 @dataclass(frozen=True)
 class Route:
@@ -22,7 +29,7 @@ class Route:
     An output has the key of its source, relative to both prefixes. With `heif_suffix`, the output
     of a HEIC has this suffix. A route of the routes file has a `name`. With `suffixes`, it takes no
     other keys; upper and lower case are the same. `settings` are the settings of workers that are
-    different on this route.
+    different on this route. `priority` is that of its messages; None if no route has one.
     """
 
     source: PrefixUri
@@ -31,6 +38,7 @@ class Route:
     suffixes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     heif_suffix: str = ""
+    priority: Priority | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -157,21 +165,38 @@ class Routes:
         """Return whether the route of `uri`, which is in a source, takes its key."""
         return all(route.takes(uri.key) for route in self if route.source.begins(uri))
 
+    def priority_of(self, source: ObjectUri) -> int:
+        """Return the priority of messages for `source`: 0, the first, if its route has none."""
+        route = self._route_of(source)
+        return 0 if route is None or route.priority is None else PRIORITIES[route.priority]
+
+    @cached_property
+    def _by_source(self) -> list[Route]:
+        return sorted(self.routes, key=_source)
+
+    def _route_of(self, source: ObjectUri) -> Route | None:
+        """Return the route of `source`; None if there is none."""
+        # No source of a route is within another. So the last one that is not after `source` is the
+        # only one that may contain it.
+        position = bisect_right(self._by_source, (source.bucket, source.key), key=_source)
+        route = self._by_source[position - 1] if position else None
+        return route if route is not None and route.source.contains(source) else None
+
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route and the address of its output.
 
         Raises BucketNotAllowed if no route leads from the source to the destination, and
         InvalidRequest if the output can't be stored there.
         """
-        for route in self.routes:
-            if route.source.contains(request.source):
-                output = request.destination or route.output_of(request.source)
-                self._check(route, request.source, output)
-                return Routed(request, route, output)
-        raise BucketNotAllowed(
-            f"{request.source} is in no source of {self.setting}: add a route, or correct the "
-            "address"
-        )
+        route = self._route_of(request.source)
+        if route is None:
+            raise BucketNotAllowed(
+                f"{request.source} is in no source of {self.setting}: add a route, or correct the "
+                "address"
+            )
+        output = request.destination or route.output_of(request.source)
+        self._check(route, request.source, output)
+        return Routed(request, route, output)
 
     def _check(self, route: Route, source: ObjectUri, output: ObjectUri) -> None:
         if not route.takes(source.key):
@@ -225,6 +250,10 @@ def _overlaps_of(one: Route, other: Route) -> Iterator[str]:
     ):
         if place.overlaps(other_place):
             yield f"{names.format(place, other_place)} overlap"
+
+
+def _source(route: Route) -> tuple[str, str]:
+    return route.source.bucket, route.source.prefix
 
 
 def _name(route: Route) -> str:

@@ -4,14 +4,16 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from .addresses import PrefixUri
 from .errors import InvalidRequest
-from .routes import Route, Routes
+from .routes import Priority, Route, Routes
 
 SETTING = "VEIL_ROUTES_FILE"
 TABLE = "routes"  # the table of the file that has a table for each route
@@ -64,6 +66,11 @@ class RouteEntry(BaseModel):
         description="Suffixes of the keys that the route takes, in upper or lower case; empty for "
         "all keys.",
     )
+    priority: Priority | SkipJsonSchema[None] = Field(
+        None,
+        description="Workers take the pictures of `high` routes before those of `normal` ones, and "
+        "those of `low` ones last. A route without the key is `normal`.",
+    )
 
     def route(self, name: str) -> Route:
         return Route(
@@ -72,6 +79,7 @@ class RouteEntry(BaseModel):
             name,
             tuple(self.suffixes),
             dict(self.model_extra or {}),
+            priority=self.priority,
         )
 
 
@@ -90,10 +98,20 @@ def read_routes(path: Path, check: CheckSettings) -> Routes:
         problems += [f"[{TABLE}.{name:.60}] {problem}" for problem in wrong]
     if not problems:
         try:
-            return Routes(tuple(routes), SETTING)
+            return Routes(_with_priorities(routes), SETTING)
         except InvalidRequest as error:
             problems.append(str(error))
     raise ValueError(f"{path}: {'; '.join(problems)}")
+
+
+def _with_priorities(routes: list[Route]) -> tuple[Route, ...]:
+    """Return `routes` with a priority each, or none: then messages go to the lists without one.
+
+    Those lists are the only ones that producers in other languages and autoscalers know.
+    """
+    if all(route.priority is None for route in routes):
+        return tuple(routes)
+    return tuple(replace(route, priority=route.priority or "normal") for route in routes)
 
 
 def _tables(path: Path) -> dict[str, Any]:

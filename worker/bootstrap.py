@@ -7,7 +7,7 @@ Wrong settings are refused before that.
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -226,7 +226,8 @@ def build_file_anonymizers(
     pool = None if count == 0 else _pool(count, pictures)
     models = load_models(settings)  # while a picture process starts
     infer = _infer(settings, models, watch)
-    detectors = [_detector(one, models, infer) for one in different]
+    wanted = _labels_to_hide(settings, models)  # on all routes: no route has rules or models
+    detectors = [_detector(one, models, infer, wanted) for one in different]
     if runs_for_long:
         _warm_up(settings, models, detectors)
     built = [
@@ -347,7 +348,8 @@ def build_anonymizer(
     the errors of load_models.
     """
     models = models or load_models(settings)
-    detector = _detector(settings, models, _infer(settings, models, watch))
+    labels = _labels_to_hide(settings, models)
+    detector = _detector(settings, models, _infer(settings, models, watch), labels)
     return _anonymizer(settings, models, detector, watch)
 
 
@@ -423,17 +425,25 @@ def _infer(settings: WorkerSettings, models: Sequence[LoadedModel], watch: Watch
     return [partial(shared.infer, number) for number in range(len(models))]
 
 
-def _detector(
-    settings: WorkerSettings, models: Sequence[LoadedModel], infer: "Sequence[Infer]"
-) -> "LabelledDetector":
-    """Return the detector: searches in a picture, whose canvases `infer` gives to `models`."""
-    from worker.detection.labelled import LabelledDetector
-
+def _labels_to_hide(settings: WorkerSettings, models: Sequence[LoadedModel]) -> tuple[str, ...]:
+    """Return the labels that `models` search for, and log it if faces are not among them."""
     labels = searches.labels_to_hide(settings, models)
     if FACE not in labels:
         structlog.get_logger("veil").warning(
             "faces are not searched for", labels=", ".join(labels), effect="faces stay visible"
         )
+    return labels
+
+
+def _detector(
+    settings: WorkerSettings,
+    models: Sequence[LoadedModel],
+    infer: "Sequence[Infer]",
+    labels: Iterable[str],
+) -> "LabelledDetector":
+    """Return the detector: searches for `labels`, whose canvases `infer` gives to `models`."""
+    from worker.detection.labelled import LabelledDetector
+
     inputs = [_model_input(settings, one.model) for one in models]
     planned = searches.searches_of(settings, models, inputs, labels)
     seconds = searches.seconds_of(settings, planned)

@@ -37,8 +37,9 @@ class Attempt:
 class RouteReport:
     """A route with the settings that hold on it.
 
-    `own` are the names of those in the routes file. `recipe` is that of new outputs, or None if no
-    worker has reported it. `attempts` is empty if nothing was tried.
+    `priority` is that of its messages; None if no route has one. `own` are the names of the
+    settings in the routes file. `recipe` is that of new outputs, or None if no worker has reported
+    it. `attempts` is empty if nothing was tried.
     """
 
     route: str | None
@@ -49,6 +50,7 @@ class RouteReport:
     own: Sequence[str]
     recipe: str | None
     attempts: Sequence[Attempt] = field(default_factory=list)
+    priority: str | None = None
 
     @property
     def is_good(self) -> bool:
@@ -65,6 +67,7 @@ class AddressReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     refusal: str | None = None
+    priority: str | None = None
 
 
 class RouteReports:
@@ -90,6 +93,7 @@ class RouteReports:
             sorted(route.settings),
             self._recipe_of(route.name),
             list(attempts),
+            route.priority,
         )
 
     def of_address(self, address: str) -> tuple[AddressReport, Route | None]:
@@ -109,6 +113,7 @@ class RouteReports:
             str(routed.destination),
             self._shown(route),
             self._recipe_of(route.name),
+            priority=route.priority,
         )
         return report, route
 

@@ -17,9 +17,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery
 from redis.exceptions import WatchError
 
 from ..backoff import Backoff
@@ -33,6 +32,9 @@ from . import runs
 from .comparison import Compared, compare
 from .places import Places
 from .runs import Page, Run
+
+if TYPE_CHECKING:
+    from ..app import App
 
 PAGE = 1000  # the most keys of a page, and the most messages of a transaction
 LISTING_SECONDS = 300.0  # the longest pause in a listing; after it, list again from the checkpoint
@@ -190,7 +192,7 @@ class Backfill:
 
     def __init__(
         self,
-        app: Celery,
+        app: "App",
         store: ObjectStore,
         places: Places,
         selection: Selection,

@@ -6,7 +6,9 @@ tag that no longer exists, so it can neither end nor renew the delivery to anoth
 
 Leased messages are stored as kombu stores unacknowledged ones, under the same names: the hash
 `unacked` contains ``[message, exchange, routing key]`` by tag, and the sorted set `unacked_index`
-the tags. The scores of kombu are times of delivery; these are the times at which leases expire.
+the tags. The exchange is the priority of the list that the message was taken from, and empty for
+the first list of a queue. The scores of kombu are times of delivery; these are the times at which
+leases expire.
 """
 
 import threading

@@ -14,7 +14,7 @@ from kombu.transport import redis as kombu_redis
 
 from ..messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER, TASK
 
-LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
+LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, priority, queue] by delivery tag
 BATCH_SIZE = 500  # records in one answer of Redis
 DEFAULT_QUEUE = "celery"  # of a Celery app that sets no queue
 SCAN_KEYS = 2000  # keys that Redis examines for one answer
@@ -85,14 +85,16 @@ def depth(redis: Any, queue: str) -> int:
 
 
 def oldest(redis: Any, queue: str) -> float | None:
-    """Return when the next message was put on `queue`, in seconds since the epoch.
+    """Return when the next message of `queue` was put there, in seconds since the epoch.
 
-    The time is 0 if the message does not contain it, and None if no message waits.
+    Each priority has a next message; the time is that of the oldest one. It is 0 if a message does
+    not contain its time, and None if no message waits.
     """
-    for name in _lists(queue):
-        if message := redis.lindex(name, -1):
-            return _queued_at(message) or 0.0
-    return None
+    with redis.pipeline(transaction=False) as pipe:
+        for name in _lists(queue):
+            pipe.lindex(name, -1)
+        waiting = [message for message in pipe.execute() if message is not None]
+    return min((_queued_at(message) or 0.0 for message in waiting), default=None)
 
 
 def in_hand(redis: Any, run: str | None = None) -> int:

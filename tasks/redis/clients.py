@@ -9,6 +9,7 @@ from redis.retry import Retry
 
 from .. import tls_errors
 from ..errors import SettingsInvalid
+from ..messages import UPLOADS
 from ..settings import Settings
 from .errors import IS_CLUSTER, queue_unavailable, refusal, tried
 
@@ -33,7 +34,7 @@ def check_accepted(app: Celery) -> None:
     """
     try:
         client = impatient_client(app, START_SECONDS)
-        client.ping()
+        client.llen(UPLOADS)  # A sentinel has no such command, and answers PING.
         reason = IS_CLUSTER if _is_cluster(client) else None
     except (RedisError, OSError) as error:
         reason = refusal(error)

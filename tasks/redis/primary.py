@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,7 @@ SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
 SILENT_SECONDS = 30.0  # in which a sentinel that did not answer is asked only if it is needed
 # The answer to a blocked command of a server that is demoted.
 UNBLOCKED = "UNBLOCKED"
+UNKNOWN_COMMAND = "unknown command"  # in the answer of a server that does not have the command
 # The options of the transport that say how to reach the primary.
 SENTINELS, SERVICE, SENTINEL_OPTIONS = "sentinels", "master_name", "sentinel_kwargs"
 REFUSALS = AuthenticationError, ResponseError
@@ -169,8 +169,11 @@ class PrimaryConnection(Connection):
     next one leads to the new primary, by a sentinel or by a name that a provider has moved.
     """
 
+    plain_class: type[Connection] = Connection  # of a connection to any server
+
     def __init__(self, *, sentinels: Sentinels | None = None, **options: Any) -> None:
         self._sentinels = sentinels
+        self._options = options
         super().__init__(**options)  # type: ignore[no-untyped-call]
 
     def connect(self) -> None:
@@ -194,44 +197,29 @@ class PrimaryConnection(Connection):
     def on_connect_check_health(self, check_health: bool = True) -> None:
         try:
             super().on_connect_check_health(check_health)
-        except ResponseError:  # A sentinel has no databases.
-            if self._sentinels is None:
-                self._refuse_sentinel(check_health=False)
-            raise
         except AuthenticationError:  # A sentinel has other users.
-            self._refuse_sentinel_without_password()
+            self._refuse_sentinel(username=None, password=None, credential_provider=None)
             raise
-        if self._sentinels is None:
-            self._refuse_sentinel(check_health)
-        else:
+        if self._sentinels is not None:
             self._check_role(check_health)
 
-    def _refuse_sentinel(self, check_health: bool) -> None:
-        """Raise SentinelsRefuse if the server is a sentinel, unless it does not allow INFO.
+    def _refuse_sentinel(self, **access: None) -> None:
+        """Raise SentinelsRefuse if the server, which has refused something, is a sentinel.
 
-        Of a Redis, the answer is empty.
+        Of a Redis, the answer is empty. The question has a connection of its own, because answers
+        to a pipeline may wait on this one. `access` are the options to ask without.
         """
-        self.send_command("INFO", "sentinel", check_health=check_health)  # type: ignore[no-untyped-call]
-        try:
-            answer = super().read_response()
-        except ResponseError:
+        if self._sentinels is not None:
             return
-        if b"sentinel_masters" in answer:
-            raise SentinelsRefuse(f"{self.host}:{self.port}: {IS_SENTINEL}")
-
-    def _refuse_sentinel_without_password(self) -> None:
-        """Raise SentinelsRefuse if the server, which refused the password, is a sentinel."""
-        if self._sentinels is not None or not (self.username or self.password):
-            return
-        asking = copy(self)  # The refusal has closed this connection.
-        asking.username = asking.password = asking.credential_provider = None
+        pool = ConnectionPool(self.plain_class, **{**self._options, "db": 0, **access})
         try:
-            asking.connect()
-        except SentinelsRefuse:
-            raise
+            with Redis.from_pool(pool) as client:
+                is_sentinel = "sentinel_masters" in client.info("sentinel")
         except (RedisError, OSError):
             return
-        asking.disconnect()  # type: ignore[no-untyped-call]
+        if is_sentinel:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise SentinelsRefuse(f"{self.host}:{self.port}: {IS_SENTINEL}")
 
     def _check_role(self, check_health: bool) -> None:
         """Raise ConnectionLost if the server is a replica.
@@ -258,34 +246,27 @@ class PrimaryConnection(Connection):
                 if self._sentinels is None:
                     read_only_pause.begin()
                 raise ConnectionLost("this server is read only, and no primary") from None
+            if UNKNOWN_COMMAND in str(error):  # A sentinel has few commands of Redis.
+                self._refuse_sentinel()
             raise
 
 
-class TlsRetry(Retry):
-    """The retries of another one, but none if TLS itself fails in a way that lasts."""
-
-    def __init__(self, retry: Retry) -> None:
-        super().__init__(retry._backoff, retry._retries, retry._supported_errors)
-
-    def call_with_retry(
-        self,
-        do: Any,
-        fail: Any,
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> Any:
-        def may_pass(error: Exception) -> bool:
-            return not tls_errors.is_lasting(error) and (not is_retryable or is_retryable(error))
-
-        return super().call_with_retry(do, fail, may_pass, with_failure_count)
+class LastingTlsError(RedisError, OSError):
+    """TLS fails in a way that a retry at once meets again. Redis-py retries after other errors."""
 
 
 class PrimarySSLConnection(PrimaryConnection, SSLConnection):
     """Such a connection with TLS."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.retry = TlsRetry(self.retry)
+    plain_class = SSLConnection
+
+    def connect_check_health(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super().connect_check_health(*arguments, **named)
+        except RedisError as error:
+            if tls_errors.is_lasting(error):
+                raise LastingTlsError(str(error)) from error
+            raise
 
     def _wrap_socket_with_ssl(self, sock: Any) -> Any:
         """Return `sock` with TLS. The handshake is a part of connecting, and has its timeout."""

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -269,6 +270,23 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]
         return _running(Worker(Server("worker", command, log, environment)))
 
     return start
+
+
+@pytest.fixture(scope="session")
+def refused_worker(programs: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """``refused_worker(environment)`` runs a worker that ends at its start, and returns its end."""
+
+    def run(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [programs / "veil", "worker"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=READY_SECONDS,
+            env=environment,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -597,15 +596,10 @@ def test_a_bug_in_the_handling_of_an_error_acknowledges_nothing(setting, wait_un
     assert all("delivered again" in line["effect"] for line in bugs)
 
 
-def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(setting):
-    done = subprocess.run(
-        [Path(sys.executable).parent / "veil", "worker"],
-        env={**os.environ, **setting.environment, "VEIL_LEASE_SECONDS": "60"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(
+    setting, refused_worker
+):
+    done = refused_worker({**os.environ, **setting.environment, "VEIL_LEASE_SECONDS": "60"})
     assert done.returncode == 2
     assert done.stderr.startswith("veil: SettingsInvalid: VEIL_LEASE_SECONDS: ")
     assert len(done.stderr.splitlines()) == 1

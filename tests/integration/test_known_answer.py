@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +67,7 @@ def test_a_spoiled_default_model_is_refused_before_anything_is_done(weaker, monk
 
 
 def test_with_a_spoiled_model_no_command_works(
-    veil, programs, weaker, unattended, worker_settings, samples, tmp_path
+    veil, refused_worker, weaker, unattended, worker_settings, samples, tmp_path
 ):
     environment = {**worker_settings(unattended), "XDG_CACHE_HOME": str(weaker)}
     unattended.send("s3://raw/a.jpg")
@@ -78,16 +77,7 @@ def test_with_a_spoiled_model_no_command_works(
         ("receipt", "verify", "s3://clean", "--redetect"),
     )
     ended = [veil(*command, environment=environment, cwd=tmp_path) for command in commands]
-    worker = subprocess.run(
-        [programs / "veil", "worker"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        cwd=tmp_path,
-        env=environment,
-    )
-    for done in (*ended, worker):
+    for done in (*ended, refused_worker(environment)):
         assert done.returncode not in (0, None), done.args
         assert done.stdout == ""
         (line,) = done.stderr.splitlines()

@@ -11,6 +11,7 @@ import numpy as np
 import platformdirs
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from tasks.errors import SettingsInvalid
@@ -23,7 +24,7 @@ from tools.local.servers import HOST, free_port
 from training.centerface import model as centerface
 from worker import cli
 from worker.anonymizer import Stopwatch
-from worker.bootstrap import build_anonymizer
+from worker.bootstrap import build_anonymizer, build_pipeline
 from worker.detection import plates
 from worker.detection.centerface.known_face import photograph
 from worker.detection.centerface.measuring import calibrated
@@ -271,6 +272,20 @@ def test_files_and_python_speak_of_labels(colours, scene, tmp_path, veil):
     assert result.detections.labels.tolist() == ["plate"]
     held = anonymizer.anonymize(tmp_path / "a.jpg", {"rules": {"plate": {"hold": True}}})
     assert (held.content, held.reason) == (None, "an object with the rule hold was found")
+
+
+def test_faces_that_stay_visible_are_logged_once_whatever_the_routes(colours, tmp_path):
+    route = '[routes.{0}]\nsource = "s3://{0}"\ndestination = "s3://clean/{0}"\nmethod = "fill"\n'
+    (tmp_path / "routes.toml").write_text(route.format("north") + route.format("south"))
+    with capture_logs() as lines:
+        build_pipeline(
+            WorkerSettings(
+                models=[str(colours)], routes_file=str(tmp_path / "routes.toml"), processes=0
+            ),
+            None,
+        )
+    warnings = [line for line in lines if line["event"] == "faces are not searched for"]
+    assert [line["labels"] for line in warnings] == ["plate, document"]
 
 
 def test_model_info_shows_the_labels_and_their_rules(colours, veil):

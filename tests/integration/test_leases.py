@@ -119,6 +119,48 @@ def test_a_record_of_kombus_own_comes_back_too(redis, leases):
     assert redis.lrange("uploads", 0, -1) == [b'{"body": "x"}']
 
 
+LOW = "uploads\x06\x166"  # the name that kombu gives to the list of a priority
+# The script of workers before priorities were kept, for a message of `uploads`.
+RESTORE_BEFORE = """
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+local message, queue = string.match(record, '^%[(.*), ?"[^"]*", ?"([^"]*)"%]$')
+redis.call('RPUSH', queue, message)
+"""
+
+
+@pytest.mark.parametrize("returned", ["given back", "expired"])
+def test_a_message_comes_back_to_the_front_of_the_list_of_its_priority(redis, leases, returned):
+    redis.lpush(LOW, "low", "low, later")
+    redis.lpush("uploads", "high")
+    tags = ("first", "second", "third")
+    lists = ("uploads", LOW)
+    taken = [
+        redis.eval(TAKE, 4, RECORDS, INDEX, *lists, tag, 0, "uploads", "uploads") for tag in tags
+    ]
+    assert taken == [[b"uploads", text] for text in (b"high", b"low", b"low, later")]
+    assert redis.hget(RECORDS, "third") == b'[low, later,"6","uploads"]'
+
+    if returned == "expired":
+        leases._take_back_expired()
+    else:
+        leases.give_back(reversed(tags))
+
+    assert redis.lrange("uploads", 0, -1) == [b"high"]
+    assert sorted(redis.lrange(LOW, 0, -1)) == [b"low", b"low, later"]
+    assert redis.exists(RECORDS, INDEX) == 0
+
+
+def test_old_and_new_workers_return_the_messages_of_each_other(redis, leases):
+    redis.hset(RECORDS, "old", '[message,"","uploads"]')
+    leases.give_back(["old"])
+    assert redis.lrange("uploads", 0, -1) == [b"message"]
+
+    redis.lpush(LOW, "low")
+    redis.eval(TAKE, 3, RECORDS, INDEX, LOW, "new", SECONDS, "uploads")
+    redis.eval(RESTORE_BEFORE, 1, RECORDS, "new")
+    assert redis.lrange("uploads", 0, -1) == [b"message", b"low"]
+
+
 def test_a_record_that_nobody_can_read_is_kept_and_bothers_nobody(redis, leases, clock):
     redis.hset(RECORDS, "tag", "what is this")
     redis.zadd(INDEX, {"tag": 1})

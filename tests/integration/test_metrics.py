@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import time
 import urllib.request
 
@@ -142,17 +141,12 @@ def test_it_listens_on_the_given_address_alone(scrape, metrics_address):
         socket.create_connection(("127.0.0.2", port), timeout=5).close()
 
 
-def test_a_worker_whose_address_is_taken_ends_with_one_line(unattended, worker_settings, programs):
+def test_a_worker_whose_address_is_taken_ends_with_one_line(
+    unattended, worker_settings, refused_worker
+):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = subprocess.run(
-            [programs / "veil", "worker"],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**worker_settings(unattended), "VEIL_METRICS": address},
-        )
+        done = refused_worker({**worker_settings(unattended), "VEIL_METRICS": address})
     assert done.returncode != 0
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(

@@ -33,6 +33,18 @@ def test_messages_of_every_priority_wait(unattended, priority):
     assert before - 0.001 <= queues.oldest(unattended.client, UPLOADS) <= time.time()
 
 
+def test_the_oldest_message_is_that_of_any_priority(unattended):
+    for queued_at, priority in ((2.0, 0), (1.0, 6), (3.0, 3)):
+        unattended.app.send_task(
+            "veil.anonymize_image",
+            PICTURE.arguments,
+            queue=UPLOADS,
+            headers={"veil_queued_at": queued_at},
+            priority=priority,
+        )
+    assert queues.oldest(unattended.client, UPLOADS) == 1.0
+
+
 def test_the_oldest_message_is_the_one_that_is_taken_next(unattended):
     for queued_at in (3.0, 1.0, 2.0):
         headers = {"veil_queued_at": queued_at}

@@ -190,6 +190,20 @@ def test_redis_at_the_port_of_a_sentinel_is_refused(
     assert done.stderr.count("\n") == 1
 
 
+def test_a_connection_to_a_redis_does_not_ask_it_whether_it_is_a_sentinel(unattended):
+    unattended.client.config_resetstat()
+    app = create_app(
+        Settings(
+            redis_url=unattended.environment["VEIL_REDIS_URL"],
+            redis_password=unattended.redis.password,
+        )
+    )
+    assert app.backend.client.ping()
+    sent = unattended.client.info("commandstats")
+    assert "cmdstat_ping" in sent
+    assert "cmdstat_info" not in sent
+
+
 def test_a_cluster_without_its_slots_is_named_to_producers(cluster):
     client = redis.Redis(host=HOST, port=cluster.port)
     client.execute_command("CLUSTER", "DELSLOTSRANGE", 0, 16383)

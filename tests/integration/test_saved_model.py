@@ -1,7 +1,6 @@
 """A user's SavedModel works from the model to S3, or is refused in one line."""
 
 import io
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -344,20 +343,12 @@ def test_a_model_that_loses_its_mind_over_a_face_publishes_nothing(
 
 
 def test_a_worker_without_its_model_says_so_in_one_line_and_takes_no_message(
-    unattended, s3, programs, tmp_path, worker_settings
+    unattended, s3, refused_worker, tmp_path, worker_settings
 ):
     unattended.send("s3://raw/a.jpg")
     settings = {**worker_settings(unattended), "VEIL_MODEL": str(tmp_path / "nowhere")}
 
-    done = subprocess.run(
-        [programs / "veil", "worker"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        cwd=tmp_path,
-        env=settings,
-    )
+    done = refused_worker(settings)
 
     assert done.returncode not in (0, None)
     assert done.stdout == ""

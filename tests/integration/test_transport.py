@@ -55,6 +55,23 @@ def test_messages_are_received_up_to_the_prefetch_count_uploads_first(consumer, 
     assert len({message.delivery_tag for message in consumer.received}) == 2
 
 
+def test_the_uploads_of_every_priority_come_before_backfill(consumer, unattended):
+    consumer.qos(prefetch_count=4)
+    for queue, priority in (("backfill", 0), ("uploads", 6), ("uploads", 0), ("uploads", 3)):
+        unattended.app.send_task(
+            "veil.anonymize_image", (f"{queue}-{priority}",), queue=queue, priority=priority
+        )
+
+    drained(consumer)
+
+    assert [message.headers["argsrepr"] for message in consumer.received] == [
+        "uploads-0",
+        "uploads-3",
+        "uploads-6",
+        "backfill-0",
+    ]
+
+
 def test_one_message_twice_on_the_queue_is_two_deliveries(consumer, unattended, wait_until):
     unattended.send("a")
     item = unattended.client.lindex("uploads", 0)

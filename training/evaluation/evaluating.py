@@ -212,7 +212,7 @@ class _Measured:
         with progress_bar(f"{name}, {self.label}", total=2 * len(pictures)) as bar:
             everything = []
             takes = ModelInput(fixed_size)
-            detector = detector_of(self.label)(infer, self.look, FLOOR, takes)
+            detector = detector_of(self.label, infer, self.look, FLOOR, takes)
             for picture in pictures:
                 found = detector.detect(self.dataset.pixels(picture))
                 everything.append(_judged(picture, self._boxes(picture), found))
@@ -223,7 +223,7 @@ class _Measured:
                 threshold = proposed(curve, self.alarms)
             if threshold is None:
                 threshold, is_within_budget = DEFAULT_THRESHOLD, False
-            detector = detector_of(self.label)(infer, self.look, threshold, takes)
+            detector = detector_of(self.label, infer, self.look, threshold, takes)
             exposed, spills, shown = 0, [], []
             for picture in pictures:
                 pixels = self.dataset.pixels(picture)

@@ -97,6 +97,8 @@ def _address_text(fate: AddressReport) -> str:
         f"  settings {_settings_text(fate.settings)}",
         f"  recipe   {fate.recipe or UNKNOWN}",
     ]
+    if fate.priority is not None:
+        lines.append(f"  priority {fate.priority}")
     return "\n".join(lines) + "\n"
 
 
@@ -107,6 +109,8 @@ def _route_text(report: RouteReport) -> str:
         lines.append(f"  suffixes {' '.join(report.suffixes)}")
     lines.append(f"  settings {_settings_text(report.settings, report.own)}")
     lines.append(f"  recipe   {report.recipe or UNKNOWN}")
+    if report.priority is not None:
+        lines.append(f"  priority {report.priority}")
     for attempt in report.attempts:
         lines += _attempt_lines(attempt)
     return "\n".join(map(printable, lines)) + "\n"

@@ -75,22 +75,22 @@ class LabelledDetector:
         infer = [self._remembered(model) for model in range(len(self.infer))]
         found = []
         for search in self.searches:
-            detector = self.scaled(search, infer[search.model])
-            remaining = min(search.seconds, end - time.monotonic())
-            detections = replace(detector, seconds=remaining).detect(picture)
+            remaining = end - time.monotonic()
+            detections = self.scaled(search, infer[search.model], remaining).detect(picture)
             self.on_search(search, detections)
             found.append((search.label, detections))
         return _labelled(found)
 
     @staticmethod
-    def scaled(search: Search, infer: Infer) -> ScaledDetector:
-        """Return the detector of one `search`, whose model `infer` runs."""
-        return detector_of(search.label)(
+    def scaled(search: Search, infer: Infer, seconds: float = float("inf")) -> ScaledDetector:
+        """Return the detector of one `search`, whose model `infer` runs, for at most `seconds`."""
+        return detector_of(
+            search.label,
             of_label(infer, search),
             search.settings,
             search.score_threshold,
             search.takes,
-            search.seconds,
+            min(search.seconds, seconds),
         )
 
     def _remembered(self, model: int) -> Infer:

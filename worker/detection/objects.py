@@ -10,6 +10,8 @@ from worker.detection.canvas import Pyramid
 from worker.detection.detector import PassResult, ScaledDetector
 from worker.detection.faces import Detections, box_sides
 from worker.detection.passes import Pass, upright_passes
+from worker.detection.presets import PassSettings
+from worker.detection.tiled import Infer, ModelInput
 
 # The side, in pixels of a pass, of the smallest object that counts. Most smaller ones are false
 # alarms: docs/plates.md has the figures.
@@ -52,6 +54,14 @@ class ObjectDetector(ScaledDetector):
         return np.asarray(is_large_enough & (found.scores >= self.score_threshold), bool)
 
 
-def detector_of(label: str) -> type[ScaledDetector]:
-    """Return the kind of detector that searches for the objects of `label`."""
-    return ScaledDetector if label == FACE else ObjectDetector
+def detector_of(
+    label: str,
+    infer: Infer,
+    settings: PassSettings,
+    score_threshold: float,
+    takes: ModelInput,
+    seconds: float = float("inf"),
+) -> ScaledDetector:
+    """Return the detector of the objects of `label`."""
+    kind = ScaledDetector if label == FACE else ObjectDetector
+    return kind(infer, settings, score_threshold, takes, seconds)

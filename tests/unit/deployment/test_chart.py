@@ -7,8 +7,10 @@ import subprocess
 
 import pytest
 import yaml
+from kombu.transport.redis import Channel
 
 from tasks.messages import QUEUES
+from tasks.routes import PRIORITIES
 from tasks.settings import refuse_unknown, split_address
 from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
 from tools.chart_schema import SCHEMA, generated
@@ -340,6 +342,19 @@ def test_keda_and_the_policies_follow_the_address_of_redis(rendered):
         assert trigger["metadata"]["databaseIndex"] == "3"
     _, redis = resources["NetworkPolicy", "veil-queue"]["spec"]["egress"]
     assert [port["port"] for port in redis["ports"]] == [26379, 26380, 6379]
+
+
+def test_with_a_routes_file_keda_reads_the_lists_of_its_priorities_too(rendered):
+    file = 'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/etc/veil/a",files={"a":"a"}'
+    resources = rendered("--set-json", file, *with_values("autoscaling.enabled=true"))
+    triggers = resources["ScaledObject", "veil-worker"]["spec"]["triggers"]
+    lists = {
+        f"{queue}{Channel.sep}{priority}" if priority else queue
+        for queue in QUEUES
+        for priority in PRIORITIES.values()
+    }
+    assert {one["metadata"]["listName"] for one in triggers} == lists
+    check_fields(resources["ScaledObject", "veil-worker"])
 
 
 @pytest.mark.parametrize(

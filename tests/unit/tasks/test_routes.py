@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, VeilError
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route, Routes
+from tasks.routes import PRIORITIES, Route, Routes
 from tasks.settings import Settings
 
 ROUTES = Routes.parse(
@@ -102,6 +102,31 @@ def test_no_request_ever_reaches_a_place_outside_its_route(places, source, targe
     assert taken[0].destination.contains(found)
     assert found != wanted.source
     assert not any(route.source.contains(found) for route in table)
+
+
+@given(st.lists(PLACES, min_size=1, max_size=6), st.text("ab/", min_size=1, max_size=6))
+def test_each_picture_has_the_route_of_its_source(places, key):
+    table = [
+        Route(PrefixUri.parse(place), PrefixUri("clean", f"{number}/"), priority="low")
+        for number, place in enumerate(places)
+    ]
+    try:
+        routes = Routes(tuple(table))
+    except InvalidRequest:
+        assume(False)
+    for route in table:
+        source = route.source.join(key)
+        assume(route.source.contains(source))
+        assert routes.resolve(AnonymizeRequest(source=source)).route is route
+        assert routes.priority_of(source) == PRIORITIES["low"]
+
+
+def test_a_picture_off_the_routes_and_one_of_a_route_without_priority_come_first():
+    assert ROUTES.priority_of(ObjectUri("raw", "a.jpg")) == 0
+    low = Routes((Route(PrefixUri("raw", "b/"), PrefixUri("clean", ""), priority="low"),))
+    for key in ("a/a.jpg", "b", "b-c/a.jpg", "c/a.jpg"):
+        assert low.priority_of(ObjectUri("raw", key)) == 0
+    assert low.priority_of(ObjectUri("raw", "b/a.jpg")) == PRIORITIES["low"]
 
 
 @given(

@@ -66,6 +66,17 @@ def test_a_route_takes_keys_with_its_suffixes_alone(file):
     assert routes.takes(ObjectUri("raw", "south/a.gif"))
 
 
+def test_a_route_without_a_priority_is_normal_if_another_has_one(file):
+    assert [route.priority for route in read_routes(file(TWO), nothing_wrong)] == [None, None]
+    text = TWO.replace("margin", 'priority = "high"\nmargin')
+    assert [route.priority for route in read_routes(file(text), nothing_wrong)] == [
+        "high",
+        "normal",
+    ]
+    with pytest.raises(ValueError, match=r"\[routes.south\] priority: .*'high', 'normal' or 'low'"):
+        read_routes(file(f"{TWO}priority = 'urgent'"), nothing_wrong)
+
+
 def test_an_address_off_the_routes_is_refused_with_the_name_of_the_setting(file):
     routes = read_routes(file(TWO), nothing_wrong)
     with pytest.raises(BucketNotAllowed, match="in no source of VEIL_ROUTES_FILE"):

@@ -195,6 +195,61 @@ def test_uploads_come_before_backfill():
     assert app.conf.task_default_queue == UPLOADS
 
 
+ROUTED = """
+[routes.street]
+source = "s3://street"
+destination = "s3://clean/street"
+priority = "high"
+
+[routes.school]
+source = "s3://school"
+destination = "s3://clean/school"
+
+[routes.archive]
+source = "s3://archive"
+destination = "s3://clean/archive"
+priority = "low"
+"""
+
+
+@pytest.fixture
+def routed_app(tmp_path):
+    path = tmp_path / "routes.toml"
+    path.write_text(ROUTED)
+    created = create_app(Settings(routes_file=str(path)))
+    yield created
+    created.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "priority"),
+    [
+        (("s3://street/a.jpg",), {}, 0),
+        (("s3://school/a.jpg", "s3://clean/school/b.jpg"), {}, 3),
+        ((), {"source": "s3://archive/a.jpg"}, 6),
+        (("s3://elsewhere/a.jpg",), {}, 0),
+    ],
+)
+def test_a_message_has_the_priority_of_its_route(routed_app, arguments, named, priority):
+    options = routed_app.amqp.router.route({}, TASK, arguments, named)
+    assert (options["queue"].name, options["priority"]) == (UPLOADS, priority)
+    options = routed_app.amqp.router.route({"queue": BACKFILL}, TASK, arguments, named)
+    assert (options["queue"].name, options["priority"]) == (BACKFILL, priority)
+
+
+def test_a_priority_that_the_sender_names_counts(routed_app):
+    source = ("s3://archive/a.jpg",)
+    assert routed_app.amqp.router.route({"priority": 0}, TASK, source, {})["priority"] == 0
+
+
+@pytest.mark.parametrize("source", [None, 1, "archive/a.jpg", [], "s3://archive"])
+def test_a_message_that_names_no_picture_has_no_priority(routed_app, source):
+    options = routed_app.amqp.router.route({}, TASK, (source,), {})
+    assert options["queue"].name == UPLOADS
+    assert "priority" not in options
+    assert "priority" not in routed_app.amqp.router.route({}, "celery.ping", (), {})
+
+
 def test_a_message_is_acknowledged_only_after_its_picture():
     assert app.conf.task_acks_late is True
     assert app.conf.task_reject_on_worker_lost is True

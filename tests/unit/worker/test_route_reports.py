@@ -20,6 +20,20 @@ def test_an_address_has_the_report_and_the_route_of_its_picture(settings):
     assert route == settings.parsed_routes().routes[1]
 
 
+def test_reports_have_the_priority_of_the_route_if_there_are_any(settings, tmp_path, monkeypatch):
+    reports = RouteReports(settings, lambda _: None)
+    assert reports.of_address("s3://raw/b/1.jpg")[0].priority is None
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '[routes.b]\nsource = "s3://raw/b"\ndestination = "s3://clean"\npriority = "low"\n'
+    )
+    monkeypatch.delenv("VEIL_ROUTES")
+    monkeypatch.setenv("VEIL_ROUTES_FILE", str(path))
+    reports = RouteReports(WorkerSettings.load(), lambda _: None)
+    report, route = reports.of_address("s3://raw/b/1.jpg")
+    assert (report.priority, reports.of_route(route).priority) == ("low", "low")
+
+
 @pytest.mark.parametrize(
     ("address", "error"), [("s3://raw/c/1.jpg", "BucketNotAllowed"), ("b/1.jpg", "InvalidRequest")]
 )

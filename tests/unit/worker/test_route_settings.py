@@ -157,9 +157,11 @@ def test_the_schema_takes_what_workers_take_and_refuses_what_they_refuse():
         return check.is_valid({"routes": {"north": route}})
 
     assert is_valid(**EVERY_KEY)
-    assert is_valid(keep_gps=True, region=0.5, suffixes=[".jpg"])
+    assert is_valid(keep_gps=True, region=0.5, suffixes=[".jpg"], priority="low")
     for wrong in ({"metod": 1}, {"region": "half"}, {"region": 0.4}, {"margin": 2}, {"scales": 1}):
         assert not is_valid(**wrong)
+    for wrong in ("", "urgent", 0):
+        assert not is_valid(priority=wrong)
     assert not check.is_valid({"routes": {}})
     assert not check.is_valid({"routes": {"North": {"source": "s3://a", "destination": "s3://b"}}})
 

@@ -9,7 +9,7 @@ from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.objects import LEAST_SIDE, ObjectDetector, detector_of
 from worker.detection.presets import PRESETS, PassSettings
-from worker.detection.tiled import one_by_one
+from worker.detection.tiled import ANY_SIZE, one_by_one
 
 PICTURE = np.full((384, 512, 3), 90, np.uint8)
 SCALES = (128, 256, 512)
@@ -99,5 +99,8 @@ def test_turned_passes_are_made_as_the_settings_say(turned, boxes, passes):
 
 
 def test_faces_have_a_detector_of_their_own():
-    assert detector_of(FACE) is ScaledDetector
-    assert detector_of("plate") is ObjectDetector
+    settings = PRESETS["balanced"]
+    for label, kind in ((FACE, ScaledDetector), ("plate", ObjectDetector)):
+        made = detector_of(label, one_by_one(Model().infer), settings, 0.4, ANY_SIZE)
+        assert type(made) is kind
+        assert (made.settings, made.score_threshold, made.seconds) == (settings, 0.4, float("inf"))
