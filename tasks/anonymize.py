@@ -302,6 +302,8 @@ def _record_dead_letter(
     except (RedisError, OSError) as failure:
         # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
+    if delivery is not None:
+        delivery.forget_deaths()
     metrics.dead(error, route)
     tracing.set_outcome("dead")
 

@@ -1,10 +1,11 @@
 """Attempts: the record in Redis of each delivery at work, and the claim on its output.
 
 A delivery records its attempt before the work that may kill its process, and removes the record
-however it ends. A process that stops before its deliveries have ended removes their records as it
-gives their messages back. An attempt without a lease therefore means that the process died. The
-next delivery of such a picture works on it alone, so that another death has only one suspect. After
-MAX_DEATHS the picture is given up.
+however it ends. A dead letter, or an output, removes the records of earlier deliveries too. A
+process that stops before its deliveries have ended removes their records as it gives their messages
+back. An attempt without a lease therefore means that the process died. The next delivery of such a
+picture works on it alone, so that another death has only one suspect. After MAX_DEATHS the picture
+is given up.
 
 An output belongs to the first delivery that claims it, for as long as that delivery has its lease.
 The claim needs no time limit of its own. A delivery that lost its lease must not store anything.
@@ -23,7 +24,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from ..addresses import ObjectUri
-from ..errors import Busy, Poison, QueueUnavailable, Transient
+from ..errors import Busy, Poison, QueueUnavailable
 from ..redis import lua
 from ..redis.errors import queue_unavailable
 from .work_lock import WorkLock
@@ -184,10 +185,16 @@ class Delivery:
             # This picture or another one may have caused it. The attempt stays and counts as a
             # death, so that the picture is worked on alone next time.
             self._end("none", last_error=kind.__name__)
-        elif issubclass(kind, Transient) or not issubclass(kind, Exception):
-            self._end("own")
         else:
-            self._end("all")
+            self._end("own")
+
+    def forget_deaths(self) -> None:
+        """Remove the attempts of earlier deliveries too, because the dead letter is recorded.
+
+        Until then they stay: without them a picture that kills its workers would be worked on
+        again.
+        """
+        self._end("all")
 
     def raise_if_poison(self) -> None:
         """Raise Poison if the picture is given up. Call this before any work on its content."""

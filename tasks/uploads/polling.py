@@ -19,14 +19,16 @@ import structlog
 from pydantic import BeforeValidator, InstanceOf, TypeAdapter
 
 from ..addresses import PrefixUri
-from ..errors import Permanent, VeilError
+from ..backoff import Backoff
+from ..errors import Permanent, QueueUnavailable, VeilError
 from ..messages import BACKFILL, UPLOADS
-from ..publishing import Wanted, wait_for_room
+from ..publishing import FULL_QUEUE_SECONDS, Wanted, wait_for_room
 from ..redis.errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
+from ..telemetry import metrics
 from .events import Event, Parsed
 from .stopping import Stop
-from .trigger import SourceBackoff, Trigger
+from .trigger import Trigger
 
 PAGE_SIZE = 1000  # objects, as many as S3 lists at once; the new ones are published together
 MAX_QUEUED_MESSAGES = 10_000  # a listing pauses while as many messages wait on the queue
@@ -114,8 +116,11 @@ class PollingSource:
         self._overlap = overlap
         # Stores date objects in whole seconds.
         self._since = None if since is None else float(math.floor(since))
-        self._backoff = SourceBackoff("s3 or redis", "poll")
+        self._backoffs: dict[PrefixUri, Backoff] = {}
+        self._failing: set[PrefixUri] = set()  # prefixes whose last try has failed
+        self._waiting: set[PrefixUri] = set()  # prefixes for whose objects there is no room
         self._listed: set[PrefixUri] = set()  # prefixes that this process has listed to the end
+        metrics.set_source_up("poll", True)
 
     def run(self, stop: Stop) -> None:
         """Poll until `stop` is requested.
@@ -123,34 +128,63 @@ class PollingSource:
         Raises a Permanent error, such as ObjectNotFound for a missing bucket, if it ends the first
         listing of a prefix. All other errors are retried.
         """
+        prefixes = self._trigger.filter.prefixes
+        due: Sequence[PrefixUri] = ()
+        next_round = time.monotonic()
         while not stop.requested:
-            began = time.monotonic()
-            for prefix in self._trigger.filter.prefixes:
-                self._poll_with_retries(prefix, stop)
-            stop.wait(max(0.0, began + self._interval - time.monotonic()))
+            if time.monotonic() >= next_round:
+                due, next_round = prefixes, time.monotonic() + self._interval
+            # A first listing that has to wait for room may take days. Others go on meanwhile.
+            until = next_round if len(prefixes) > 1 else math.inf
+            due, pause = self._poll_each(due, stop, until)
+            stop.wait(max(0.0, min(pause, next_round - time.monotonic())))
 
-    def _poll_with_retries(self, prefix: PrefixUri, stop: Stop) -> None:
-        while not stop.requested:
+    def _poll_each(
+        self, prefixes: Sequence[PrefixUri], stop: Stop, until: float
+    ) -> tuple[list[PrefixUri], float]:
+        """Poll `prefixes`; return those that are to be polled again, and in how many seconds.
+
+        A prefix that can't be listed does not keep the others from it.
+        """
+        again: list[PrefixUri] = []
+        pauses: list[float] = []
+        is_without_redis = False
+        for prefix in prefixes:
+            if stop.requested or is_without_redis:
+                again.append(prefix)
+                continue
+            backoff = self._backoffs.setdefault(prefix, Backoff("s3 or redis"))
             try:
-                self.poll(prefix, stop)
+                if self.poll(prefix, stop, until):
+                    self._listed.add(prefix)
+                else:
+                    again.append(prefix)
             except VeilError as error:
                 if isinstance(error, Permanent) and prefix not in self._listed:
                     raise
-                stop.wait(self._backoff.failed(error))
+                pauses.append(backoff.failed(error))
+                self._failing.add(prefix)
+                again.append(prefix)
+                is_without_redis = isinstance(error, QueueUnavailable)
             else:
-                self._backoff.succeeded()
-                self._listed.add(prefix)
-                return
+                backoff.succeeded()
+                self._failing.discard(prefix)
+            metrics.set_source_up("poll", not self._failing)
+        if not again:
+            return [], math.inf
+        return again, max(pauses, default=FULL_QUEUE_SECONDS)
 
-    def poll(self, prefix: PrefixUri, stop: Stop) -> None:
+    def poll(self, prefix: PrefixUri, stop: Stop, until: float = math.inf) -> bool:
         """List `prefix` and put new objects on the queue; continue an interrupted listing.
 
         Objects found by the very first listing go to the queue of backfills, because they may have
-        been uploaded long ago.
+        been uploaded long ago. That listing is interrupted at the time `until` (time.monotonic()).
+        Returns whether the listing has ended.
         """
         progress = Progress.read(self._redis, prefix)
         is_first = progress.newest is None
         queue = BACKFILL if is_first else UPLOADS
+        until = until if is_first else math.inf
         if progress.begun is None:
             progress.begun = time.time()
             if is_first and self._since is not None:
@@ -161,14 +195,20 @@ class PollingSource:
             new = self._new(prefix, page, progress)
             progress.so_far = max(progress.so_far, *map(_modified, page))
             progress.after = page[-1].uri.key
-            if new and self._wait_for_capacity(queue, stop):
+            if new:
+                if not self._wait_for_capacity(prefix, queue, stop, until):
+                    return False
                 self._publish(prefix, new, queue, progress)
             if stop.requested:
-                return
+                return False
             if len(page) < PAGE_SIZE:
                 break
+            # Progress is stored together with messages, so this is the place to interrupt.
+            if new and time.monotonic() >= until:
+                return False
         ended = Progress(newest=progress.newest_if_ended(), since=progress.since)
         self._publish(prefix, [], queue, ended)
+        return True
 
     def _page(self, prefix: PrefixUri, after: str) -> list[StoredObject]:
         return list(islice(self._store.list(prefix.bucket, prefix.prefix, after), PAGE_SIZE))
@@ -217,15 +257,26 @@ class PollingSource:
 
         self._trigger.publish(pictures, queue, store_progress)
 
-    def _wait_for_capacity(self, queue: str, stop: Stop) -> bool:
-        """Wait until `queue` is short enough; return False if `stop` is requested before."""
+    def _wait_for_capacity(self, prefix: PrefixUri, queue: str, stop: Stop, until: float) -> bool:
+        """Wait until `queue` is short enough for the objects of `prefix`.
+
+        Returns False if `stop` is requested before, or it is the time `until`.
+        """
 
         def report_full(waiting: int) -> None:
-            log.info("queue is full", queue=queue, messages=waiting)
+            if prefix not in self._waiting:
+                log.info("queue is full", queue=queue, messages=waiting)
+            self._waiting.add(prefix)
+
+        def pause(seconds: float) -> bool:
+            return stop.wait(seconds) or time.monotonic() >= until
 
         if stop.requested:
             return False
-        return wait_for_room(self._redis, queue, MAX_QUEUED_MESSAGES, report_full, stop.wait)
+        has_room = wait_for_room(self._redis, queue, MAX_QUEUED_MESSAGES, report_full, pause)
+        if has_room:
+            self._waiting.discard(prefix)
+        return has_room
 
 
 def _modified(stored: StoredObject) -> float:

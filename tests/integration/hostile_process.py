@@ -5,6 +5,7 @@ UnsupportedImage. Every other file is decoded as usual.
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -87,7 +88,10 @@ class Orders:
             "fork": os.fork,
             "start a program": lambda: subprocess.run(["/bin/true"], check=False),
             "become a program": lambda: os.execv("/bin/true", ["true"]),
-            "signal the worker": lambda: os.kill(os.getppid(), 0),
+            "signal the worker": lambda: os.kill(int(sys.argv[1]), 0),
+            "have the kernel signal the worker": lambda: fcntl.fcntl(
+                int(sys.argv[2]), fcntl.F_SETOWN, int(sys.argv[1])
+            ),
             "signal everybody": lambda: os.kill(-1, 0),
             "raise a limit": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
             "make a file in memory": lambda: os.memfd_create("x"),

@@ -5,6 +5,7 @@ tests on kombu's own transport, which shows the failures that Veil's transport p
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -561,6 +562,28 @@ def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_l
     (letter,) = dead_letters.LETTERS.entries(setting.client)
     assert (letter.error, letter.last_error, letter.attempts) == ("Poison", "MemoryError", 3)
     assert setting.did("begun") == {"memory/a.jpg": 3}
+
+
+def test_a_poison_whose_dead_letter_is_not_recorded_is_not_worked_on_again(setting, wait_until):
+    key = "sleep-0/a.jpg"
+    digest = hashlib.sha256(f"s3://raw/{key}".encode()).hexdigest()[:32]
+    for number in range(MAX_DEATHS):
+        note = json.dumps({"worker": "celery@gone", "pid": number, "time": float(number)})
+        setting.client.hset(ATTEMPTS_KEY.format(digest), f"tag-{number}", note)
+    setting.client.set(dead_letters.LETTERS.key, "no hash")
+    worker = setting.worker()
+    setting.send(key)
+    wait_until(lambda: setting.client.zcard("unacked_index") == 1, 30)
+    wait_until(lambda: worker.lines("messages taken back"), 60)
+    time.sleep(LEASE_SECONDS * 2)
+    assert not setting.did("begun")
+
+    setting.client.delete(dead_letters.LETTERS.key)
+    (letter,) = wait_until(lambda: list(dead_letters.LETTERS.entries(setting.client)), 60)
+    assert (letter.error, letter.attempts) == ("Poison", MAX_DEATHS)
+    wait_until(setting.at_rest, 30)
+    assert not setting.did("begun")
+    assert not setting.client.exists(ATTEMPTS_KEY.format(digest))
 
 
 def test_an_error_that_is_no_exception_ends_as_a_dead_letter_and_leaves_the_hand(

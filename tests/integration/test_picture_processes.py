@@ -46,7 +46,13 @@ from worker.masking.regions import MaskStyle
 from worker.metadata.kept import Kept
 from worker.process import pool as pools
 from worker.process.channel import Configuration
-from worker.process.pool import PicturePool, PictureProcess, UnexpectedError
+from worker.process.pool import (
+    CRASHED_AT,
+    MAX_STDERR_BYTES,
+    PicturePool,
+    PictureProcess,
+    UnexpectedError,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("hostile_process.py")
@@ -339,6 +345,14 @@ def test_a_process_that_was_left_at_work_gives_the_next_picture_no_other_result(
 
     for form in ("PNG", "GIF"):
         assert one.anonymize(picture(form), Stopwatch()).format == form
+
+
+@pytest.mark.parametrize("path", [b"a", b"/", b"a/", b'File "', b"a.py"])
+def test_what_a_process_writes_before_it_dies_is_searched_in_no_time(path):
+    written = b'File "' + path * (MAX_STDERR_BYTES // len(path))
+    began = time.process_time()
+    assert not CRASHED_AT.search(written)
+    assert time.process_time() - began < 1
 
 
 # --- the sandbox

@@ -493,3 +493,9 @@ def test_it_takes_one_source(veil, arguments):
     done = veil("watch", *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_hold_in_which_no_event_can_be_taken_is_refused(veil):
+    done = veil("watch", "--http", f"{HOST}:0", "--hold", "0")
+    assert done.returncode == 2
+    assert "0.1" in done.stderr

@@ -14,6 +14,7 @@ from tasks.addresses import PrefixUri
 from tasks.errors import ObjectNotFound, QueueUnavailable
 from tasks.publishing import Publisher
 from tasks.routes import Routes
+from tasks.telemetry import metrics
 from tasks.uploads import polling
 from tasks.uploads.polling import PROGRESS_KEY, TAKEN_KEY, PollingSource
 from tasks.uploads.stopping import Stop
@@ -173,6 +174,69 @@ def test_a_look_waits_for_room_in_the_queue(looking, raw, place, unattended, mon
     assert stop.pauses > 3
     assert stop.most <= 4 + 3
     assert looking.look_once()["uploads"] == []
+
+
+class Turns(Stop):
+    """Call `step` with the number of each pause, and stop when it returns True."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.turns = step, 0
+
+    def wait(self, seconds):
+        time.sleep(min(seconds, 0.05))
+        self.turns += 1
+        self.requested = self.step(self.turns) or self.turns > 200
+        return self.requested
+
+
+def test_a_source_that_is_gone_keeps_no_other_from_being_listed(unattended, s3, store, raw, place):
+    gone = f"gone-{place[:-1]}"
+    s3.client().create_bucket(Bucket=gone)
+    routes = Routes.parse(f"s3://{gone}=s3://clean/gone", f"s3://raw/{place}=s3://clean/{place}")
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, EventFilter(routes), "poll")
+
+    def step(turn):
+        if turn == 1:
+            s3.client().delete_bucket(Bucket=gone)
+        if turn == 20:
+            raw.put(place + "new.jpg", b"1")
+        return taken(unattended.client, "uploads", place) == ["new.jpg"]
+
+    stop = Turns(step)
+    PollingSource(store, unattended.client, trigger, 0.2, HOUR).run(stop)
+    publisher.close()
+    assert taken(unattended.client, "uploads", place) == ["new.jpg"]
+    assert metrics.SOURCE_UP.labels("poll")._value.get() == 0
+
+
+def test_a_first_look_that_waits_for_room_keeps_no_other_source_waiting(
+    unattended, store, raw, place, monkeypatch
+):
+    monkeypatch.setattr(polling, "PAGE_SIZE", 3)
+    monkeypatch.setattr(polling, "MAX_QUEUED_MESSAGES", 4)
+    keys = [f"a/{number}.jpg" for number in range(9)]
+    for key in keys:
+        raw.put(place + key, b"1")
+    prefixes = [f"s3://raw/{place}a/", f"s3://raw/{place}b/"]
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, EventFilter(ROUTES, prefixes), "poll")
+    archive = []
+
+    def step(turn):
+        if turn == 20:
+            raw.put(place + "b/new.jpg", b"1")
+        if not taken(unattended.client, "uploads", place):
+            return False
+        archive.extend(taken(unattended.client, "backfill", place))
+        unattended.client.delete("backfill")
+        return len(archive) >= len(keys)
+
+    PollingSource(store, unattended.client, trigger, 0.2, HOUR).run(Turns(step))
+    publisher.close()
+    assert taken(unattended.client, "uploads", place) == ["b/new.jpg"]
+    assert sorted(archive) == keys
 
 
 def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):

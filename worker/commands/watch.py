@@ -59,7 +59,7 @@ Hold = Annotated[
     float | None,
     typer.Option(
         metavar="SECONDS",
-        min=0,
+        min=0.1,  # With less, an event that Redis takes would be answered 503, and come again.
         max=3600,
         help="With --http: seconds to wait for Redis before answering 503, by default 4.",
     ),

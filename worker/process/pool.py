@@ -75,8 +75,8 @@ SEND_SECONDS = 60.0  # for a process to take a message
 END_SECONDS = 5.0  # for the end of a process whose channel is closed
 MAX_STDERR_BYTES = 64 << 10
 MAX_REASON_LENGTH = 200  # characters
-# The innermost line of a traceback of faulthandler.
-CRASHED_AT = re.compile(rb'File "[^"\n]*?(\w+\.py)", line (\d+) in (\w+)')
+# The innermost line of a traceback of faulthandler. Its time is linear, whatever is written.
+CRASHED_AT = re.compile(rb'File "(?:[^"\n]*/)?(\w+\.py)", line (\d+) in (\w+)')
 NO_CANVASES = np.zeros(0, np.uint8)
 LONG_STAGES = ("detecting", "verifying")
 

@@ -6,6 +6,7 @@ open no file and no socket, start no program and signal no other process.
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import resource
@@ -63,7 +64,6 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sendto": (44, 206),
     "recvfrom": (45, 207),
     "exit": (60, 93),
-    "fcntl": (72, 25),
     "sigaltstack": (131, 132),
     "gettid": (186, 178),
     "futex": (202, 98),
@@ -79,6 +79,11 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "rseq": (334, 293),
     "getrusage": (98, 165),
 }
+# With other commands the kernel sends a signal to a process that the caller names (F_SETOWN).
+FCNTL = (72, 25)
+FCNTL_COMMANDS = (
+    fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL
+)  # fmt: skip
 TGKILL = (234, 131)  # to itself alone: abort() uses it
 CLONE = (56, 220)  # of threads alone
 CLONE3 = (435, 435)  # refused as unknown: its arguments are in memory, and libraries then use clone
@@ -184,6 +189,11 @@ def _program(column: int, audit_number: int) -> bytes:
     parts += _if_called(CLONE3[column], [_instruction(RETURN, RET_ERRNO | errno.ENOSYS)])
     is_thread = _instruction(JUMP_IF_SET, CLONE_THREAD, 0, 1)
     parts += _if_called(CLONE[column], [*_argument(0), is_thread, allow, refuse])
+    is_allowed = [
+        _instruction(JUMP_IF_EQUAL, command, len(FCNTL_COMMANDS) - place, 0)
+        for place, command in enumerate(FCNTL_COMMANDS)
+    ]
+    parts += _if_called(FCNTL[column], [*_argument(1), *is_allowed, refuse, allow])
     is_self = _instruction(JUMP_IF_EQUAL, os.getpid(), 0, 1)
     parts += _if_called(TGKILL[column], [*_argument(0), is_self, allow, refuse])
     # The third argument is the address of the new limit.

@@ -133,7 +133,7 @@ class Supervisor:
         """Start `worker` if it is due; return how it ended, if it need not be started again."""
         if worker.process is None:
             if not self._is_stopping and time.monotonic() >= worker.next_start:
-                self._start(worker)
+                self._try_to_start(worker)
             return ExitCode.OK
         code = worker.process.poll()
         if code is None:
@@ -144,8 +144,25 @@ class Supervisor:
         if code == ExitCode.UNUSABLE:
             self._pass_on(signal.SIGTERM, None)
             return ExitCode.UNUSABLE
-        self._schedule(worker, code)
+        log.warning(
+            "worker ended",
+            worker=node_name(worker.name),
+            exit_code=code,
+            restart_seconds=self._schedule(worker),
+        )
         return ExitCode.OK
+
+    def _try_to_start(self, worker: _Worker) -> None:
+        """Start `worker`, or schedule another try: the others would end with this process."""
+        try:
+            self._start(worker)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.warning(
+                "worker not started",
+                worker=node_name(worker.name),
+                reason=str(error),
+                restart_seconds=self._schedule(worker),
+            )
 
     def _start(self, worker: _Worker) -> None:
         worker.started = time.monotonic()
@@ -159,16 +176,14 @@ class Supervisor:
         if self._is_stopping:  # The signal came while the process was started.
             worker.process.send_signal(signal.SIGTERM)
 
-    def _schedule(self, worker: _Worker, code: int) -> None:
-        """Let `worker`, which ended with `code`, start again after a pause."""
+    def _schedule(self, worker: _Worker) -> float:
+        """Let `worker` start again after a pause, and return the pause in seconds."""
         if time.monotonic() - worker.started > STEADY_SECONDS:
             worker.failures = 0
         pause = ceiling(worker.failures, self._first_pause, LONGEST_PAUSE_SECONDS)
         worker.failures += 1
         worker.next_start = time.monotonic() + pause
-        log.warning(
-            "worker ended", worker=node_name(worker.name), exit_code=code, restart_seconds=pause
-        )
+        return pause
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         self._is_stopping = True

@@ -20,8 +20,8 @@ import sys
 from worker import logs
 from worker.process.supervisor import Supervisor, names
 logs.configure("json")
-command, shares = [sys.executable, sys.argv[1]], [{"SHARE": "a"}, {"SHARE": "b"}]
-sys.exit(Supervisor(command, names(None, 2), shares, 0.05).run())
+shares = [{"SHARE": "a"}, {"SHARE": "b"}]
+sys.exit(Supervisor(sys.argv[1:], names(None, 2), shares, 0.05).run())
 """
 # A worker that writes a line for its start and its end, and ends as the file `order` says.
 WORKER = """
@@ -56,9 +56,10 @@ class Running:
         (folder / "worker.py").write_text(WORKER)
         self.process = None
 
-    def start(self):
+    def start(self, *command):
+        command = command or (sys.executable, self.folder / "worker.py")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(self.folder / "worker.py")],
+            [sys.executable, "-c", SUPERVISOR, *map(str, command)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
@@ -121,6 +122,27 @@ def test_a_worker_that_ends_is_started_again_and_the_other_is_left_alone(running
     assert [line["exit_code"] for line in ended] == [70, -signal.SIGKILL]
     assert {line["worker"].partition("@")[0] for line in ended} == {"worker1"}
     assert (stopped["event"], stopped["workers"]) == ("stopped", 2)
+
+
+def test_a_worker_that_the_system_does_not_start_is_tried_again_and_the_other_left_alone(running):
+    program = running.folder / "program"
+    program.write_text(f"#!{sys.executable}\n{WORKER}")
+    program.chmod(0o755)
+    running.start(program)
+    (first,) = running.wait_for("worker1", 1)
+    running.wait_for("worker2", 1)
+    program.chmod(0o644)
+    os.kill(int(first.split()[-1]), signal.SIGKILL)
+    time.sleep(1)
+    program.chmod(0o755)
+    running.wait_for("worker1", 2)
+    assert len(running.lines("worker2")) == 1
+    running.process.terminate()
+    _, errors = running.process.communicate(timeout=20)
+    ended, *others, stopped = [json.loads(line) for line in errors.splitlines()]
+    assert (ended["event"], stopped["event"]) == ("worker ended", "stopped")
+    assert {line["event"] for line in others} == {"worker not started"}
+    assert all("Permission denied" in line["reason"] for line in others)
 
 
 def test_a_stop_while_a_worker_starts_is_clean(running):
