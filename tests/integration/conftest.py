@@ -8,9 +8,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import boto3
@@ -467,6 +468,7 @@ class Archive:
         status: str = "anonymized",
         scores: tuple[float, ...] = (),
         created: str = "2026-01-01T00:00:00.000+00:00",
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         sign = next(iter(self.places.marks.keys), None)
         receipt = Receipt(
@@ -484,6 +486,7 @@ class Archive:
             faces=[{"box_xyxy": [0, 0, 1, 1], "score": score} for score in scores],
             seconds={},
             made_with={},
+            options=dict(options),
             output_mark=receipts.place_mark(self.destination(key), sign) if sign else None,
             source_mark=self.places.marks.source(self.places.source.join(key)) if sign else None,
         )

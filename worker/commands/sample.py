@@ -89,7 +89,7 @@ def sample(
     if training is not None:
         _export(settings, result, training)
     if redo:
-        _redo(result)
+        _redo(settings, result)
     if as_json:
         print(json.dumps(result.to_json()))
     else:
@@ -150,11 +150,18 @@ def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> Non
         print_note(f"{counted(gone, 'source')} gone, changed, or not known: left out")
 
 
-def _redo(result: "Acceptance") -> None:
+def _redo(settings: WorkerSettings, result: "Acceptance") -> None:
+    from tasks.storage.s3 import ObjectStore
     from worker.sampling import redo
 
-    count = redo.enqueue(celery_app(), result.misses)
+    store, routes = ObjectStore.connect(settings), settings.parsed_routes()
+    count = redo.enqueue(celery_app(), store, routes, settings.receipt_keys(), result.misses)
     print_summary(f"{count:,} enqueued with their misses as extra areas")
+    if left_out := len(result.misses) - count:
+        print_note(
+            f"{counted(left_out, 'picture')} with a miss left out: hidden since it was marked, or "
+            "its source is gone, changed, or not known"
+        )
 
 
 def _print(result: "Acceptance", is_on_desk: bool) -> None:

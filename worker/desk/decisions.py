@@ -129,14 +129,15 @@ class Desk:
     def _check_version(self, item: Item, needs_source: bool) -> None:
         """Raise SourceChanged if the source or the output was replaced since it was listed.
 
-        A source that was deleted matters only to what `needs_source`. A sample is one of outputs,
-        whatever became of their sources.
+        A source that was deleted matters only to what `needs_source`. A sample is marked whatever
+        became of the sources of its outputs.
         """
-        if item.source is not None and item.sample is None:
+        if item.source is not None and (needs_source or item.sample is None):
             source = self._store.head(ObjectUri.parse(item.source))
             if source is None:
                 if needs_source:
-                    raise ObjectNotFound(f"{item.source} was deleted since it was listed: drop it")
+                    advice = "drop it" if item.sample is None else "press n"
+                    raise ObjectNotFound(f"{item.source} was deleted since it was listed: {advice}")
             elif item.etag and source.etag != item.etag:
                 raise SourceChanged(
                     f"{item.source} was replaced since it was listed: press n. The new version is "
