@@ -120,6 +120,16 @@ class Ledger(Generic[Item]):
             if condition(self._parse(value)):
                 yield int(redis.eval(DROP, 1, self.key, name, value))
 
+    def drop_one(self, redis: Any, name: str, condition: Callable[[Item], bool]) -> bool:
+        """Remove the entry `name` if `condition` is true for it, and return whether it did so.
+
+        An entry that a worker replaces meanwhile stays.
+        """
+        value = redis.hget(self.key, name)
+        if value is None or not condition(self._parse(value)):
+            return False
+        return bool(redis.eval(DROP, 1, self.key, name, value))
+
     def drop_all(self, redis: Any) -> int:
         """Remove all entries, and return their number."""
         with redis.pipeline() as pipe:

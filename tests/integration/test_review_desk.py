@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tasks.addresses import PrefixUri
-from tasks.errors import SourceChanged
+from tasks.errors import ObjectNotFound, SourceChanged
 from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
@@ -637,6 +637,41 @@ def test_sampled_outputs_that_are_gone_are_skipped_and_the_sample_finishes(
     assert client.get("/api/samples").json["samples"][0]["marked"] == 4
     result = accept(drawn, samples.marks(queue.client, drawn.name))
     assert (result.reviewed, result.skipped, result.is_complete) == (2, 2, True)
+
+
+def test_a_sampled_output_is_not_made_again_of_another_version_of_its_source(
+    queue, raw, clean, store
+):
+    """The areas of one version, of which some stay clear, are at other places of another."""
+    routes, keys = Routes.parse(ROUTE), [Key.parse(KEY)]
+    desk = decisions_of_desk.Desk(queue.app, store, routes, keys, Items(queue.client, routes))
+    source, output = (bucket.put("desk/sampled.jpg", jpeg()) for bucket in (raw, clean))
+    etags = [bucket.head("desk/sampled.jpg")["ETag"].strip('"') for bucket in (raw, clean)]
+    picture = SampledPicture(output, etags[1], ROUTE, source, etags[0], 320, 240)
+    item = items.item_of_sample("5a3b1e02", 0, picture)
+    waiting = queue.client.llen("uploads")
+    raw.put("desk/sampled.jpg", jpeg("green"))
+    with pytest.raises(SourceChanged):
+        desk.decide(item, decisions_of_desk.choice_of({"action": "redo"}), "ana")
+    raw.client.delete_object(Bucket="raw", Key="desk/sampled.jpg")
+    with pytest.raises(ObjectNotFound):
+        desk.decide(item, decisions_of_desk.choice_of({"action": "redo"}), "ana")
+    assert queue.client.llen("uploads") == waiting
+    desk.decide(item, decisions_of_desk.choice_of({"action": "mark"}), "ana")
+    assert samples.marks(queue.client, "5a3b1e02")[0].exposed_xyxy == []
+
+
+def test_an_entry_that_was_recorded_since_the_picture_was_shown_is_not_dropped(listed, queue):
+    """A worker may hold the same version again meanwhile, for a reason that nobody has seen."""
+    shown = listed("twice.jpg", "held")
+    item = items.item_of(shown, Routes.parse(ROUTE), {})
+    reason = "an object with the rule hold was found"
+    REVIEW_LIST.record(queue.client, replace(shown, time=shown.time + 1, reason=reason))
+    items.drop_entry(queue.client, item)
+    assert REVIEW_LIST.find(queue.client, [shown.name])[shown.name].reason == reason
+    REVIEW_LIST.record(queue.client, shown)
+    items.drop_entry(queue.client, item)
+    assert not REVIEW_LIST.find(queue.client, [shown.name])
 
 
 def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, queue, store):

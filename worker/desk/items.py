@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from tasks.addresses import ObjectUri
-from tasks.errors import QueueUnavailable, VeilError, log_fields
+from tasks.errors import InvalidRequest, QueueUnavailable, VeilError, log_fields
 from tasks.messages import FACE, AnonymizeOptions, AnonymizeRequest, Reason, Rule
 from tasks.records import samples
 from tasks.records.ledger import name_of
@@ -132,11 +132,17 @@ def item_of(entry: ReviewEntry, routes: Routes, rules: Mapping[str, Rule]) -> It
 
 
 def reason_of(entry: ReviewEntry, rules: Mapping[str, Rule]) -> str:
-    """Return the reason of an entry. That of a rule has the labels of the objects it is for."""
+    """Return the reason of an entry. That of a rule has the labels of the objects it is for.
+
+    They are not known if a worker of a newer version recorded options that this one does not know.
+    """
     if entry.reason != HELD_BY_A_RULE:
         return entry.reason
     treatments = Treatments(MaskStyle(), rules=rules)
-    options = AnonymizeOptions.of(entry.options)
+    try:
+        options = AnonymizeOptions.of(entry.options)
+    except InvalidRequest:
+        return entry.reason
     labels = [label for label in entry.labels or {} if treatments.of(label, options).hold]
     names = [FACE.lower() if label == FACE else label for label in labels]
     return f"{entry.reason}: {', '.join(names)}" if names else entry.reason
@@ -363,20 +369,13 @@ def after(items: Sequence[Item], shown: Item | None, step: int) -> Iterator[Item
 
 
 def drop_entry(redis: Any, item: Item) -> None:
-    """Take the entry of `item` off the review list if it is still of the same version."""
+    """Take the entry of `item` off the review list, unless a worker has recorded another since."""
 
     def is_same(entry: ReviewEntry) -> bool:
-        return (entry.source, entry.destination, entry.etag) == (
-            item.source,
-            item.destination,
-            item.etag,
-        )
+        return (entry.etag, entry.time) == (item.etag, item.time)
 
-    name = name_of(item.source or "", item.destination)
     with connected():
-        found = REVIEW_LIST.find(redis, [name]).get(name)
-        if found is not None and is_same(found):
-            REVIEW_LIST.drop(redis, [name])
+        REVIEW_LIST.drop_one(redis, name_of(item.source or "", item.destination), is_same)
 
 
 def output_uri(item: Item) -> ObjectUri | None:
