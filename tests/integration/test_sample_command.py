@@ -72,6 +72,12 @@ def test_a_sample_is_drawn_once_and_its_marks_on_the_desk_count(archive, sample,
     assert result["misses"][0]["output"] == drawn.pictures[3].output
 
 
+def test_an_output_below_two_addresses_counts_once(archive, sample):
+    """Otherwise it would be likelier than others to be drawn, and its faces would count twice."""
+    result = json.loads(sample("s3://clean/sampling/", "s3://clean").stdout)
+    assert (result["archive"], result["drawn"]) == (40, 12)
+
+
 def test_marks_can_come_from_a_file_without_redis(archive, veil, settings, tmp_path):
     report = tmp_path / "report.html"
     without_redis = {**settings, "VEIL_REDIS_URL": "redis://127.0.0.1:1/0"}

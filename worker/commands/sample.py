@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -111,14 +111,22 @@ def _on_desk(
 ) -> tuple["Sample", "Mapping[int, Mark]"]:
     """Return the sample on the desk with its marks; draw it if it is not there yet."""
     redis = celery_app().backend.client
-    with connected():
-        known = samples.find(redis, request.name)
-        if known is not None:
-            return known, samples.marks(redis, request.name)
+    if (known := _known(redis, request.name)) is not None:
+        return known
     drawn = _draw(settings, request)
+    # Another process may have drawn it meanwhile, and people may have marked its pictures.
+    if (known := _known(redis, request.name)) is not None:
+        return known
     with connected():
         samples.store(redis, drawn)
     return drawn, {}
+
+
+def _known(redis: Any, name: str) -> tuple["Sample", "Mapping[int, Mark]"] | None:
+    """Return the sample `name` on the desk with its marks; None if it is not there."""
+    with connected():
+        found = samples.find(redis, name)
+        return None if found is None else (found, samples.marks(redis, name))
 
 
 def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
