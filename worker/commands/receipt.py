@@ -25,6 +25,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Queue
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
+from worker.local_files import replaced
 from worker.printing import counted, print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
@@ -232,16 +233,20 @@ def import_boxes(
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Open the file to write, or standard output. Raise OutputFailed."""
+    """Open the file to write, or standard output. Raise OutputFailed.
+
+    The file is replaced at the end alone: an export that fails leaves the corrected boxes of an
+    earlier one.
+    """
     if output is None:
         yield sys.stdout
         return
+    target = output.resolve() if output.is_file() else output
     try:
-        file = output.open("w", encoding="utf-8")
+        with replaced(target) as partial, partial.open("w", encoding="utf-8") as file:
+            yield file
     except OSError as error:
         raise OutputFailed(f"{output} can't be written: {error.strerror}") from None
-    with file:
-        yield file
 
 
 def _print_correction(found: "Correction", as_json: bool) -> None:
