@@ -440,6 +440,15 @@ def test_the_low_score_of_an_output_that_was_replaced_leaves_the_desk(listed, qu
     assert queue.client.llen("uploads") == 0
 
 
+def test_redis_holds_no_session(log_in, listed, queue, wait_until):
+    """Its other readers could show its cookie as their own, and look at pictures."""
+    listed("a.jpg")
+    client = log_in()
+    claimed = queue.client.get(claims.KEY + shown(client, wait_until)["id"]).decode()
+    (session,) = [cookie.value for cookie in client.cookies if cookie.name == "veil_session"]
+    assert session not in claimed
+
+
 def test_a_claim_ends_by_itself(log_in, listed, queue, wait_until):
     listed("a.jpg")
     item = shown(log_in(), wait_until)
