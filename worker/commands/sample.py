@@ -173,7 +173,7 @@ def _redo(settings: WorkerSettings, result: "Acceptance") -> None:
 
 
 def _print(result: "Acceptance", is_on_desk: bool) -> None:
-    from worker.sampling.acceptance import percent
+    from worker.sampling.acceptance import percent_down, percent_up
 
     for finding in result.misses:
         boxes = " ".join(",".join(map(str, box)) for box in finding.exposed_xyxy)
@@ -181,9 +181,9 @@ def _print(result: "Acceptance", is_on_desk: bool) -> None:
     pictures, faces = result.pictures, result.faces
     if result.reviewed:
         print(f"pictures with an exposed face: {_rate_text(pictures.found, pictures.of)}, ", end="")
-        print(f"{INTERVAL} {percent(pictures.low)} to {percent(pictures.high)}")
+        print(f"{INTERVAL} {percent_down(pictures.low)} to {percent_up(pictures.high)}")
         print(f"exposed faces: {_rate_text(faces.found, faces.of)}, ", end="")
-        print(f"{INTERVAL} {percent(faces.low)} to {percent(faces.high)}")
+        print(f"{INTERVAL} {percent_down(faces.low)} to {percent_up(faces.high)}")
     drawn = len(result.sample.pictures)
     print_summary(result.statement)
     if result.skipped:
