@@ -2,6 +2,7 @@
 never get the same picture, and nothing is decided that is not recorded.
 """
 
+import base64
 import io
 import json
 import signal
@@ -97,6 +98,11 @@ def shown(client, wait_until, **request):
 
     wait_until(found, 15)
     return answers[-1].json
+
+
+def arguments_of(message):
+    """The arguments of the task in a message on a queue."""
+    return json.loads(base64.b64decode(json.loads(message)["body"]))[0]
 
 
 def decide(client, item, action, **more):
@@ -479,6 +485,23 @@ def test_a_redo_is_recorded_signed_and_queued_with_all_areas(
     }
     assert "raw" not in json.dumps(asdict(decision))
     assert client.get(f"/api/result/{answer.json['task']}").json == {"state": "pending"}
+
+
+def test_a_second_decision_hides_the_areas_of_a_redo_that_waits(log_in, listed, queue, wait_until):
+    """Its output takes the place of the other one: without them, their faces would show."""
+    shown_entry = listed("twice.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    first = {"extra": [[10, 20, 90, 120]], "exempt": [[0, 0, 5, 5]], "region": "full"}
+    assert decide(client, item, "redo", **first).status == 200
+    waiting = REVIEW_LIST.find(queue.client, [shown_entry.name])[shown_entry.name]
+    hidden = {"region": 1.0, "extra": [[10, 20, 90, 120]]}
+    assert waiting.options == hidden
+    assert not client.get("/api/list").json["count"]
+    released = decide(client, item, "release")  # as if the redo had failed
+    assert released.status == 200, released.body
+    _, _, options = arguments_of(queue.client.lindex("uploads", 0))
+    assert options == {**hidden, "release": item["etag"]}
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,7 @@ class Items:
         self._shown: OrderedDict[str, Item] = OrderedDict()
         self._requested: OrderedDict[str, Item] = OrderedDict()
         self._decided: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._asked: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
@@ -253,13 +254,23 @@ class Items:
         """Return `item` as it is in Redis now; None if it is no longer on the review list."""
         if item.state not in ("held", "flagged"):
             return item
-        name = name_of(item.source or "", item.destination)
-        with connected():
-            entry = REVIEW_LIST.find(self._redis, [name]).get(name)
+        entry = self._entry(item)
         if entry is None:
             return None
         found = item_of(entry, self._routes, self._rules)
         return merged([found], self._low_of(found))[0]
+
+    def entry(self, item: Item) -> ReviewEntry | None:
+        """Return the entry of this version of a picture on the review list, if it has one now."""
+        if item.state not in ("held", "flagged"):
+            return None
+        entry = self._entry(item)
+        return entry if entry is not None and entry.etag == item.etag else None
+
+    def _entry(self, item: Item) -> ReviewEntry | None:
+        name = name_of(item.source or "", item.destination)
+        with connected():
+            return REVIEW_LIST.find(self._redis, [name]).get(name)
 
     def sample(self, name: str) -> list[Item]:
         """Return the pictures of a sample, in the order in which they were drawn."""
@@ -287,6 +298,19 @@ class Items:
         for low in self._low_of(item):
             self._low.pop(low.id, None)
         self._low.pop(item.id, None)
+
+    def remove_asked_for(self, item: Item, entry: ReviewEntry) -> None:
+        """Take a picture off the desk whose `entry` has the areas that were asked for now.
+
+        If its request fails, whoever has drawn them decides on it as she sees it.
+        """
+        asked = replace(item, time=entry.time, options=entry.options)
+        _remember(self._asked, item.id, (asked.version, item.version), MAX_DECIDED)
+        self.remove(asked)
+
+    def is_version(self, item: Item, version: str) -> bool:
+        """Return whether `item` is the picture that was shown as `version`."""
+        return version == item.version or (item.version, version) == self._asked.get(item.id)
 
     def _low_of(self, item: Item) -> list[Item]:
         """Return the low score of a flagged picture, if it has one."""

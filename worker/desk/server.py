@@ -492,7 +492,7 @@ class DecisionHandler(Handler):
         present = requested or parts.items.present(item)
         if present is None:
             raise SourceChanged(f"{item.title} is no longer on the list: press n")
-        if present.version != version:
+        if requested is None and not parts.items.is_version(present, version):
             raise SourceChanged(
                 f"{item.title} was replaced since it was shown: press n, and then p for the new "
                 "version"
