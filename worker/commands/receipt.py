@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 MAX_FACES_SHOWN = 5  # on the line of an output
+TWICE = "the file has it more than once: join its boxes"
 
 
 def _known_format(name: str) -> str:
@@ -211,6 +212,7 @@ def import_boxes(
 
     pictures = annotations.read(file)
     boxes.require_pictures(pictures)
+    counts = Counter(picture.name for picture in pictures)
     settings = WorkerSettings.load()
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
     store = ObjectStore.connect(settings)
@@ -218,6 +220,9 @@ def import_boxes(
     problems = 0
     for picture in pictures:
         found = boxes.correction(store, routes, keys, picture)
+        if found.wanted is not None and counts[picture.name] > 1:
+            # The output of the last request would take the place of the others.
+            found = boxes.Correction(picture.name, problem=TWICE)
         _print_correction(found, as_json)
         problems += found.problem is not None
         if found.wanted is not None:
