@@ -228,8 +228,8 @@ class AnonymizeOptions(BaseModel):
         return type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
-            exempt=self.exempt + more.exempt,
-            extra=self.extra + more.extra,
+            exempt=_with_new(self.exempt, more.exempt),
+            extra=_with_new(self.extra, more.extra),
             rules={**self.rules, **more.rules},
         )
 
@@ -250,6 +250,11 @@ class AnonymizeOptions(BaseModel):
             public = self.model_copy(update={"release": "this version"})
         content = public.model_dump_json(exclude_defaults=True).encode()
         return f"{base}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def _with_new(areas: Areas, more: Areas) -> Areas:
+    """Return `areas` and those of `more` that are not among them."""
+    return areas + tuple(area for area in more if area not in areas)
 
 
 class AnonymizeRequest(BaseModel):

@@ -1,6 +1,8 @@
 """Picture files on this machine: how they are named, and how they are written."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import OutputFailed
@@ -19,14 +21,27 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     A link at `path` is replaced, not followed. `mode` has the permissions of the file, of which
     the umask takes some away. Raise OutputFailed.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.touch(mode)
+        with replaced(path, mode) as partial:
             partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputFailed(f"{path} can't be written: {error.strerror}") from None
+
+
+@contextmanager
+def replaced(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Provide the path of a new file, which takes the place of `path` if the block succeeds.
+
+    A pipe or a device at `path` is no file to replace: the block writes to it directly.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    partial = path.parent / f".{secrets.token_hex(8)}.partial"
+    try:
+        partial.touch(mode)
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

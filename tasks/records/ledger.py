@@ -13,6 +13,7 @@ MAX_SORTED = 100_000  # entries whose names and times are sorted in memory, abou
 
 DROP = lua.load(__package__, "drop")
 FORGET_OLDER = lua.load(__package__, "forget_older")
+REPLACE = lua.load(__package__, "replace")
 
 
 class Entry(Protocol):
@@ -60,6 +61,14 @@ class Ledger(Generic[Item]):
         """Record `entry` in place of an older one of the same output. `redis` may be a pipeline."""
         redis.hset(self.key, entry.name, json.dumps(asdict(entry)))
         self._forget_older(redis, entry.source, entry.destination)
+
+    def replace(self, redis: Any, entry: Item, changed: Item) -> None:
+        """Record `changed` in place of `entry`, unless it has changed since it was read.
+
+        `redis` may be a pipeline.
+        """
+        before, after = json.dumps(asdict(entry)), json.dumps(asdict(changed))
+        redis.eval(REPLACE, 1, self.key, entry.name, before, after)
 
     def discard(self, redis: Any, source: str, destinations: Iterable[str | None]) -> None:
         """Remove the entries of an output, which any of `destinations` in a request leads to.
@@ -119,6 +128,16 @@ class Ledger(Generic[Item]):
         for name, value in redis.hscan_iter(self.key, count=BATCH_SIZE):
             if condition(self._parse(value)):
                 yield int(redis.eval(DROP, 1, self.key, name, value))
+
+    def drop_one(self, redis: Any, name: str, condition: Callable[[Item], bool]) -> bool:
+        """Remove the entry `name` if `condition` is true for it, and return whether it did so.
+
+        An entry that a worker replaces meanwhile stays.
+        """
+        value = redis.hget(self.key, name)
+        if value is None or not condition(self._parse(value)):
+            return False
+        return bool(redis.eval(DROP, 1, self.key, name, value))
 
     def drop_all(self, redis: Any) -> int:
         """Remove all entries, and return their number."""

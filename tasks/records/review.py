@@ -1,7 +1,7 @@
 """The review list: pictures that were held, or published although a person should check them."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..messages import AnonymizeOptions, AnonymizeReport
@@ -54,6 +54,16 @@ class ReviewEntry:
     def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
         """Return the options of the request, overridden by `more`, with the areas of both."""
         return AnonymizeOptions.of(self.options).with_more(more)
+
+    def asked_for(self, options: AnonymizeOptions) -> "ReviewEntry":
+        """Return the entry of a picture that was requested again with `options`.
+
+        Until a worker has made it, a further request must hide the same areas, because its output
+        takes the place of the other one. What keeps faces clear does not stay.
+        """
+        kept = {"method": options.method, "region": options.region, "extra": options.extra}
+        asked = AnonymizeOptions.of(self.options).model_copy(update=kept)
+        return replace(self, options=asked.to_json())
 
 
 REVIEW_LIST = Ledger("veil:review", ReviewEntry)

@@ -558,6 +558,25 @@ def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
     assert marks[0].by == "ana"
 
 
+def test_an_output_of_a_sample_that_is_not_shown_is_not_marked(browser, empty, photographs):
+    """Its mark would count as a picture that somebody has reviewed, without a miss."""
+    etag = empty.put("clean", "s2.jpg", b"no picture")
+    unseen = SampledPicture("s3://clean/s2.jpg", etag, ROUTE, width=341, height=400)
+    shown = sample_of(empty, photographs["admiral.jpg"]).pictures[0]
+    drawn = Sample("5a3b1e01", ["s3://clean"], 1, 900, time.time() + 1, [unseen, shown])
+    samples.store(empty.redis, drawn)
+    log_in(browser, empty)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s2.jpg")
+    until(browser, lambda: "can't be shown" in text(browser, "status"))
+    assert not browser.find_element(By.ID, "accept").is_enabled()
+    press(browser, Keys.ENTER, "n")
+    until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
+    until(browser, lambda: browser.find_element(By.ID, "accept").is_enabled())
+    press(browser, Keys.ENTER)
+    until(browser, lambda: samples.marks(empty.redis, drawn.name))
+    assert list(samples.marks(empty.redis, drawn.name)) == [1]
+
+
 def test_a_sample_with_a_redo_and_an_output_that_is_gone_finishes(browser, empty, photographs):
     empty.list("made.jpg", photographs["admiral.jpg"])
     log_in(browser, empty)

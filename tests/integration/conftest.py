@@ -9,9 +9,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import boto3
@@ -486,6 +487,7 @@ class Archive:
         scores: tuple[float, ...] = (),
         created: str = "2026-01-01T00:00:00.000+00:00",
         label: str | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         labelled = {} if label is None else {"label": label}
         sign = next(iter(self.places.marks.keys), None)
@@ -504,6 +506,7 @@ class Archive:
             faces=[{"box_xyxy": [0, 0, 1, 1], "score": score, **labelled} for score in scores],
             seconds={},
             made_with={},
+            options=dict(options),
             output_mark=receipts.place_mark(self.destination(key), sign) if sign else None,
             source_mark=self.places.marks.source(self.places.source.join(key)) if sign else None,
         )

@@ -111,6 +111,21 @@ def test_a_new_box_is_hidden_and_a_removed_one_stays_clear(archive, receipt, una
     assert unattended.client.llen("uploads") == 1
 
 
+def test_a_picture_that_is_in_the_file_twice_is_refused(archive, receipt, unattended, tmp_path):
+    """The output of the second request would show what only the first one hides."""
+    path = tmp_path / "boxes.jsonl"
+    lines = [
+        {"name": "s3://clean/boxes/a.jpg", "shapes": [{"area": BOX}, {"area": area}]}
+        for area in ([1, 1, 3, 2], [2, 0, 3, 1])
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = receipt("import", path)
+    assert done.returncode == 1
+    assert "the file has it more than once" in done.stderr
+    assert "0 enqueued, 0 unchanged, 2 refused" in done.stderr
+    assert unattended.client.llen("uploads") == 0
+
+
 def test_boxes_that_fit_no_output_are_refused(archive, receipt, unattended, tmp_path):
     path = tmp_path / "boxes.jsonl"
     lines = [

@@ -1,5 +1,6 @@
 """Pictures for review: held or flagged, listed, released and made again; none is forgotten."""
 
+import base64
 import io
 import json
 import os
@@ -264,6 +265,19 @@ def test_what_is_dropped_is_off_the_list_and_nothing_else(command, unattended):
     assert set(listed(unattended)) == {"s3://raw/b.png"}
     dropped = command(unattended, "drop", "--all", "--yes", "--json")
     assert json.loads(dropped.stdout) == {"dropped": 1}
+
+
+def test_a_redo_on_top_of_one_that_waits_hides_the_areas_of_both(command, unattended):
+    """Its output takes the place of the other one. What the first kept clear is not kept."""
+    doubted(unattended)
+    first = ("--extra", "1,2,3,4", "--region", "full", "--exempt", "7,7,9,9")
+    for more in (first, ("--extra", "5,6,7,8")):
+        assert command(unattended, "redo", SOURCE, *more).returncode == 0
+    message = json.loads(unattended.client.lindex("uploads", 0))
+    assert json.loads(base64.b64decode(message["body"]))[0][2] == {
+        "region": 1.0,
+        "extra": [[1, 2, 3, 4], [5, 6, 7, 8]],
+    }
 
 
 def test_all_can_be_asked_for_at_once(command, unattended):

@@ -2,6 +2,7 @@
 never get the same picture, and nothing is decided that is not recorded.
 """
 
+import base64
 import io
 import json
 import signal
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tasks.addresses import PrefixUri
-from tasks.errors import SourceChanged
+from tasks.errors import ObjectNotFound, SourceChanged
 from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
@@ -97,6 +98,11 @@ def shown(client, wait_until, **request):
 
     wait_until(found, 15)
     return answers[-1].json
+
+
+def arguments_of(message):
+    """The arguments of the task in a message on a queue."""
+    return json.loads(base64.b64decode(json.loads(message)["body"]))[0]
 
 
 def decide(client, item, action, **more):
@@ -440,6 +446,15 @@ def test_the_low_score_of_an_output_that_was_replaced_leaves_the_desk(listed, qu
     assert queue.client.llen("uploads") == 0
 
 
+def test_redis_holds_no_session(log_in, listed, queue, wait_until):
+    """Its other readers could show its cookie as their own, and look at pictures."""
+    listed("a.jpg")
+    client = log_in()
+    claimed = queue.client.get(claims.KEY + shown(client, wait_until)["id"]).decode()
+    (session,) = [cookie.value for cookie in client.cookies if cookie.name == "veil_session"]
+    assert session not in claimed
+
+
 def test_a_claim_ends_by_itself(log_in, listed, queue, wait_until):
     listed("a.jpg")
     item = shown(log_in(), wait_until)
@@ -470,6 +485,23 @@ def test_a_redo_is_recorded_signed_and_queued_with_all_areas(
     }
     assert "raw" not in json.dumps(asdict(decision))
     assert client.get(f"/api/result/{answer.json['task']}").json == {"state": "pending"}
+
+
+def test_a_second_decision_hides_the_areas_of_a_redo_that_waits(log_in, listed, queue, wait_until):
+    """Its output takes the place of the other one: without them, their faces would show."""
+    shown_entry = listed("twice.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    first = {"extra": [[10, 20, 90, 120]], "exempt": [[0, 0, 5, 5]], "region": "full"}
+    assert decide(client, item, "redo", **first).status == 200
+    waiting = REVIEW_LIST.find(queue.client, [shown_entry.name])[shown_entry.name]
+    hidden = {"region": 1.0, "extra": [[10, 20, 90, 120]]}
+    assert waiting.options == hidden
+    assert not client.get("/api/list").json["count"]
+    released = decide(client, item, "release")  # as if the redo had failed
+    assert released.status == 200, released.body
+    _, _, options = arguments_of(queue.client.lindex("uploads", 0))
+    assert options == {**hidden, "release": item["etag"]}
 
 
 @pytest.mark.parametrize(
@@ -637,6 +669,41 @@ def test_sampled_outputs_that_are_gone_are_skipped_and_the_sample_finishes(
     assert client.get("/api/samples").json["samples"][0]["marked"] == 4
     result = accept(drawn, samples.marks(queue.client, drawn.name))
     assert (result.reviewed, result.skipped, result.is_complete) == (2, 2, True)
+
+
+def test_a_sampled_output_is_not_made_again_of_another_version_of_its_source(
+    queue, raw, clean, store
+):
+    """The areas of one version, of which some stay clear, are at other places of another."""
+    routes, keys = Routes.parse(ROUTE), [Key.parse(KEY)]
+    desk = decisions_of_desk.Desk(queue.app, store, routes, keys, Items(queue.client, routes))
+    source, output = (bucket.put("desk/sampled.jpg", jpeg()) for bucket in (raw, clean))
+    etags = [bucket.head("desk/sampled.jpg")["ETag"].strip('"') for bucket in (raw, clean)]
+    picture = SampledPicture(output, etags[1], ROUTE, source, etags[0], 320, 240)
+    item = items.item_of_sample("5a3b1e02", 0, picture)
+    waiting = queue.client.llen("uploads")
+    raw.put("desk/sampled.jpg", jpeg("green"))
+    with pytest.raises(SourceChanged):
+        desk.decide(item, decisions_of_desk.choice_of({"action": "redo"}), "ana")
+    raw.client.delete_object(Bucket="raw", Key="desk/sampled.jpg")
+    with pytest.raises(ObjectNotFound):
+        desk.decide(item, decisions_of_desk.choice_of({"action": "redo"}), "ana")
+    assert queue.client.llen("uploads") == waiting
+    desk.decide(item, decisions_of_desk.choice_of({"action": "mark"}), "ana")
+    assert samples.marks(queue.client, "5a3b1e02")[0].exposed_xyxy == []
+
+
+def test_an_entry_that_was_recorded_since_the_picture_was_shown_is_not_dropped(listed, queue):
+    """A worker may hold the same version again meanwhile, for a reason that nobody has seen."""
+    shown = listed("twice.jpg", "held")
+    item = items.item_of(shown, Routes.parse(ROUTE), {})
+    reason = "an object with the rule hold was found"
+    REVIEW_LIST.record(queue.client, replace(shown, time=shown.time + 1, reason=reason))
+    items.drop_entry(queue.client, item)
+    assert REVIEW_LIST.find(queue.client, [shown.name])[shown.name].reason == reason
+    REVIEW_LIST.record(queue.client, shown)
+    items.drop_entry(queue.client, item)
+    assert not REVIEW_LIST.find(queue.client, [shown.name])
 
 
 def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, queue, store):

@@ -1,10 +1,12 @@
 """``veil sample``: drawn from a real store, reviewed by a file or on the desk, and reproducible."""
 
+import base64
 import json
 
 import pytest
 
 from tasks.records import samples
+from tests.integration.conftest import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,11 @@ def sample(veil, settings):
     return run
 
 
+def arguments_of(message):
+    """The arguments of the task in a message on a queue."""
+    return json.loads(base64.b64decode(json.loads(message)["body"]))[0]
+
+
 def stored(queue):
     (header,) = samples.headers(queue.client)
     return samples.find(queue.client, header["name"])
@@ -63,6 +70,12 @@ def test_a_sample_is_drawn_once_and_its_marks_on_the_desk_count(archive, sample,
     assert (result["faces"]["found"], result["faces"]["of"]) == (1, 13)
     assert result["pictures"]["low"] == pytest.approx(0.0021, abs=1e-4)
     assert result["misses"][0]["output"] == drawn.pictures[3].output
+
+
+def test_an_output_below_two_addresses_counts_once(archive, sample):
+    """Otherwise it would be likelier than others to be drawn, and its faces would count twice."""
+    result = json.loads(sample("s3://clean/sampling/", "s3://clean").stdout)
+    assert (result["archive"], result["drawn"]) == (40, 12)
 
 
 def test_marks_can_come_from_a_file_without_redis(archive, veil, settings, tmp_path):
@@ -139,6 +152,42 @@ def test_misses_go_to_redo_and_to_training(archive, sample, unattended, tmp_path
         [0, 0, 1, 1],
     ]
     assert "has files" in sample("--training", folder).stderr
+
+
+def test_a_redo_keeps_the_areas_that_were_asked_for_since_and_asks_for_no_miss_twice(
+    archive, sample, unattended
+):
+    """With the options of the time of the drawing, the areas of a later redo would show again."""
+    sample()
+    drawn = stored(unattended)
+    key = drawn.pictures[0].output.rpartition("/")[2]
+    samples.mark(unattended.client, drawn.name, 0, [[1, 0, 3, 2]], "ana")
+    recipe, etag = f"{RECIPE}-0a1b2c3d", drawn.pictures[0].source_etag
+    archive.receipt(key, etag, recipe, options={"extra": [[0, 1, 1, 2]]})
+    archive.output(key, etag, recipe)
+    assert "1 enqueued" in sample("--redo").stderr
+    _, _, options = arguments_of(unattended.client.rpop("uploads"))
+    assert options == {"extra": [[0, 1, 1, 2], [1, 0, 3, 2]]}
+
+    archive.receipt(key, etag, recipe, options=options)
+    again = sample("--redo")
+    assert "0 enqueued" in again.stderr
+    assert "1 picture with a miss left out" in again.stderr
+    assert not unattended.client.llen("uploads")
+
+
+def test_a_redo_leaves_out_a_source_that_was_replaced(archive, sample, unattended):
+    """Its areas, and those that keep a face clear, would be at other places of the new version."""
+    sample()
+    drawn = stored(unattended)
+    key = drawn.pictures[1].output.rpartition("/")[2]
+    samples.mark(unattended.client, drawn.name, 1, [[1, 0, 3, 2]], "ana")
+    archive.source(key, b"another picture")
+    try:
+        assert "0 enqueued" in sample("--redo").stderr
+        assert not unattended.client.llen("uploads")
+    finally:
+        archive.source(key)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
@@ -74,13 +74,15 @@ class LedgerEntries(Generic[Item]):
         as_json: bool,
         condition: Condition[Item] | None = None,
         is_settled: Condition[Item] | None = None,
+        asked_for: Callable[[Item, AnonymizeOptions], Item] | None = None,
         wait_seconds: float | None = None,
     ) -> bool:
         """Put pictures on `queue`, each with its `options`: those of `sources`, or of all entries.
 
         `condition` selects among all entries. The entries stay in the ledger until their pictures
-        come through, but those that `is_settled` is true for are removed. With `wait_seconds`, wait
-        for the results, and give up this time after the last one.
+        come through, but those that `is_settled` is true for are removed, and `asked_for` returns
+        what takes the place of an entry. With `wait_seconds`, wait for the results, and give up
+        this time after the last one.
 
         Return whether all `sources` had an entry, every picture could be put on the queue, and none
         that was waited for failed.
@@ -100,7 +102,10 @@ class LedgerEntries(Generic[Item]):
                 chosen = _wanted(batch, options)
                 wanted = [picture for _, picture in chosen]
                 wait_for_room(self._redis, queue)
-                task_ids = publisher.publish(wanted, queue, keep_results=waits)
+                also_write = None if asked_for is None else self._replacing(chosen, asked_for)
+                task_ids = publisher.publish(
+                    wanted, queue, also_write=also_write, keep_results=waits
+                )
                 enqueued += len(wanted)
                 refused += len(batch) - len(wanted)
                 if is_settled is not None:
@@ -145,6 +150,20 @@ class LedgerEntries(Generic[Item]):
         if condition is not None and not dropped:
             self._note_no_match()
         return self._has_all(found, sources)
+
+    def _replacing(
+        self,
+        chosen: Sequence[tuple[Item, Wanted]],
+        asked_for: Callable[[Item, AnonymizeOptions], Item],
+    ) -> Callable[[Any], None]:
+        """Return a function of a Redis pipeline that changes the entries of requested pictures."""
+
+        def replace(pipe: Any) -> None:
+            for entry, picture in chosen:
+                if picture.options is not None:
+                    self._ledger.replace(pipe, entry, asked_for(entry, picture.options))
+
+        return replace
 
     def _drop(self, names: Sequence[str]) -> None:
         with connected():

@@ -25,6 +25,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Queue
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
+from worker.local_files import replaced
 from worker.printing import counted, print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 MAX_FACES_SHOWN = 5  # on the line of an output
+TWICE = "the file has it more than once: join its boxes"
 
 
 def _known_format(name: str) -> str:
@@ -210,6 +212,7 @@ def import_boxes(
 
     pictures = annotations.read(file)
     boxes.require_pictures(pictures)
+    counts = Counter(picture.name for picture in pictures)
     settings = WorkerSettings.load()
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
     store = ObjectStore.connect(settings)
@@ -217,6 +220,9 @@ def import_boxes(
     problems = 0
     for picture in pictures:
         found = boxes.correction(store, routes, keys, picture)
+        if found.wanted is not None and counts[picture.name] > 1:
+            # The output of the last request would take the place of the others.
+            found = boxes.Correction(picture.name, problem=TWICE)
         _print_correction(found, as_json)
         problems += found.problem is not None
         if found.wanted is not None:
@@ -232,16 +238,20 @@ def import_boxes(
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Open the file to write, or standard output. Raise OutputFailed."""
+    """Open the file to write, or standard output. Raise OutputFailed.
+
+    The file is replaced at the end alone: an export that fails leaves the corrected boxes of an
+    earlier one.
+    """
     if output is None:
         yield sys.stdout
         return
+    target = output.resolve() if output.is_file() else output
     try:
-        file = output.open("w", encoding="utf-8")
+        with replaced(target) as partial, partial.open("w", encoding="utf-8") as file:
+            yield file
     except OSError as error:
         raise OutputFailed(f"{output} can't be written: {error.strerror}") from None
-    with file:
-        yield file
 
 
 def _print_correction(found: "Correction", as_json: bool) -> None:

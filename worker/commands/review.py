@@ -187,6 +187,7 @@ def redo(
         lambda entry: entry.redo_options(more),
         queue,
         as_json,
+        asked_for=ReviewEntry.asked_for,
         wait_seconds=wait_seconds,
     )
     return ExitCode.ok_if(is_complete)

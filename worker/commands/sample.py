@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -89,7 +89,7 @@ def sample(
     if training is not None:
         _export(settings, result, training)
     if redo:
-        _redo(result)
+        _redo(settings, result)
     if as_json:
         print(json.dumps(result.to_json()))
     else:
@@ -111,14 +111,22 @@ def _on_desk(
 ) -> tuple["Sample", "Mapping[int, Mark]"]:
     """Return the sample on the desk with its marks; draw it if it is not there yet."""
     redis = celery_app().backend.client
-    with connected():
-        known = samples.find(redis, request.name)
-        if known is not None:
-            return known, samples.marks(redis, request.name)
+    if (known := _known(redis, request.name)) is not None:
+        return known
     drawn = _draw(settings, request)
+    # Another process may have drawn it meanwhile, and people may have marked its pictures.
+    if (known := _known(redis, request.name)) is not None:
+        return known
     with connected():
         samples.store(redis, drawn)
     return drawn, {}
+
+
+def _known(redis: Any, name: str) -> tuple["Sample", "Mapping[int, Mark]"] | None:
+    """Return the sample `name` on the desk with its marks; None if it is not there."""
+    with connected():
+        found = samples.find(redis, name)
+        return None if found is None else (found, samples.marks(redis, name))
 
 
 def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
@@ -150,15 +158,22 @@ def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> Non
         print_note(f"{counted(gone, 'source')} gone, changed, or not known: left out")
 
 
-def _redo(result: "Acceptance") -> None:
+def _redo(settings: WorkerSettings, result: "Acceptance") -> None:
+    from tasks.storage.s3 import ObjectStore
     from worker.sampling import redo
 
-    count = redo.enqueue(celery_app(), result.misses)
+    store, routes = ObjectStore.connect(settings), settings.parsed_routes()
+    count = redo.enqueue(celery_app(), store, routes, settings.receipt_keys(), result.misses)
     print_summary(f"{count:,} enqueued with their misses as extra areas")
+    if left_out := len(result.misses) - count:
+        print_note(
+            f"{counted(left_out, 'picture')} with a miss left out: hidden since it was marked, or "
+            "its source is gone, changed, or not known"
+        )
 
 
 def _print(result: "Acceptance", is_on_desk: bool) -> None:
-    from worker.sampling.acceptance import percent
+    from worker.sampling.acceptance import percent_down, percent_up
 
     for finding in result.misses:
         boxes = " ".join(",".join(map(str, box)) for box in finding.exposed_xyxy)
@@ -166,9 +181,9 @@ def _print(result: "Acceptance", is_on_desk: bool) -> None:
     pictures, faces = result.pictures, result.faces
     if result.reviewed:
         print(f"pictures with an exposed face: {_rate_text(pictures.found, pictures.of)}, ", end="")
-        print(f"{INTERVAL} {percent(pictures.low)} to {percent(pictures.high)}")
+        print(f"{INTERVAL} {percent_down(pictures.low)} to {percent_up(pictures.high)}")
         print(f"exposed faces: {_rate_text(faces.found, faces.of)}, ", end="")
-        print(f"{INTERVAL} {percent(faces.low)} to {percent(faces.high)}")
+        print(f"{INTERVAL} {percent_down(faces.low)} to {percent_up(faces.high)}")
     drawn = len(result.sample.pictures)
     print_summary(result.statement)
     if result.skipped:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from tasks.errors import InvalidRequest
 
 TOKEN_BYTES = 24
+HOLDER_DIGITS = 32
 SESSION_SECONDS = 8 * 3600
 IDLE_SECONDS = 3600
 MAX_FAILURES, FAILURE_SECONDS = 10, 60.0  # logins that may fail within so many seconds
@@ -35,6 +36,11 @@ class Session:
     reviewer: str
     began: float
     used: float
+
+    @property
+    def holder(self) -> str:
+        """The name of the session in Redis. Its id is a secret, and Redis has other readers."""
+        return _digest(self.id).hex()[:HOLDER_DIGITS]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from tasks.errors import InvalidRequest, ObjectNotFound, SourceChanged, VeilErro
 from tasks.messages import UPLOADS, AnonymizeOptions
 from tasks.publishing import Publisher, Wanted
 from tasks.records import samples
+from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.redis.errors import connected
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
@@ -95,8 +96,11 @@ class Desk:
                 drop_entry(self._redis, item)
             self._items.remove(item)
             return None
-        task_id = self._enqueue(item, options)
-        if item.sample is None:
+        entry = self._items.entry(item) if choice.action == "redo" else None
+        task_id = self._enqueue(item, options, entry)
+        if entry is not None:
+            self._items.remove_asked_for(item, entry.asked_for(options))
+        elif item.sample is None:
             self._items.remove(item)
         return Decided(task_id, self._items.keep_requested(item, options).version)
 
@@ -129,14 +133,15 @@ class Desk:
     def _check_version(self, item: Item, needs_source: bool) -> None:
         """Raise SourceChanged if the source or the output was replaced since it was listed.
 
-        A source that was deleted matters only to what `needs_source`. A sample is one of outputs,
-        whatever became of their sources.
+        A source that was deleted matters only to what `needs_source`. A sample is marked whatever
+        became of the sources of its outputs.
         """
-        if item.source is not None and item.sample is None:
+        if item.source is not None and (needs_source or item.sample is None):
             source = self._store.head(ObjectUri.parse(item.source))
             if source is None:
                 if needs_source:
-                    raise ObjectNotFound(f"{item.source} was deleted since it was listed: drop it")
+                    advice = "drop it" if item.sample is None else "press n"
+                    raise ObjectNotFound(f"{item.source} was deleted since it was listed: {advice}")
             elif item.etag and source.etag != item.etag:
                 raise SourceChanged(
                     f"{item.source} was replaced since it was listed: press n. The new version is "
@@ -200,12 +205,20 @@ class Desk:
         place = PrefixUri(output.bucket, f"{folder}/" if folder else "")
         return self._routes.of_destination(place)
 
-    def _enqueue(self, item: Item, options: AnonymizeOptions) -> str:
+    def _enqueue(self, item: Item, options: AnonymizeOptions, entry: ReviewEntry | None) -> str:
+        """Request the picture again. Its `entry` on the review list gets the options, too."""
+
+        def also_write(pipe: Any) -> None:
+            if entry is not None:
+                REVIEW_LIST.replace(pipe, entry, entry.asked_for(options))
+
         assert item.source is not None
         destination = None if item.destination is None else ObjectUri.parse(item.destination)
         wanted = Wanted(ObjectUri.parse(item.source), destination, options=options)
         with closing(Publisher(self._celery)) as publisher:
-            (task_id,) = publisher.publish([wanted], UPLOADS, keep_results=True)
+            (task_id,) = publisher.publish(
+                [wanted], UPLOADS, also_write=also_write, keep_results=True
+            )
         return task_id
 
 

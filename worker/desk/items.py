@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from tasks.addresses import ObjectUri
-from tasks.errors import QueueUnavailable, VeilError, log_fields
+from tasks.errors import InvalidRequest, QueueUnavailable, VeilError, log_fields
 from tasks.messages import FACE, AnonymizeOptions, AnonymizeRequest, Reason, Rule
 from tasks.records import samples
 from tasks.records.ledger import name_of
@@ -132,11 +132,17 @@ def item_of(entry: ReviewEntry, routes: Routes, rules: Mapping[str, Rule]) -> It
 
 
 def reason_of(entry: ReviewEntry, rules: Mapping[str, Rule]) -> str:
-    """Return the reason of an entry. That of a rule has the labels of the objects it is for."""
+    """Return the reason of an entry. That of a rule has the labels of the objects it is for.
+
+    They are not known if a worker of a newer version recorded options that this one does not know.
+    """
     if entry.reason != HELD_BY_A_RULE:
         return entry.reason
     treatments = Treatments(MaskStyle(), rules=rules)
-    options = AnonymizeOptions.of(entry.options)
+    try:
+        options = AnonymizeOptions.of(entry.options)
+    except InvalidRequest:
+        return entry.reason
     labels = [label for label in entry.labels or {} if treatments.of(label, options).hold]
     names = [FACE.lower() if label == FACE else label for label in labels]
     return f"{entry.reason}: {', '.join(names)}" if names else entry.reason
@@ -200,6 +206,7 @@ class Items:
         self._shown: OrderedDict[str, Item] = OrderedDict()
         self._requested: OrderedDict[str, Item] = OrderedDict()
         self._decided: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._asked: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
@@ -247,13 +254,23 @@ class Items:
         """Return `item` as it is in Redis now; None if it is no longer on the review list."""
         if item.state not in ("held", "flagged"):
             return item
-        name = name_of(item.source or "", item.destination)
-        with connected():
-            entry = REVIEW_LIST.find(self._redis, [name]).get(name)
+        entry = self._entry(item)
         if entry is None:
             return None
         found = item_of(entry, self._routes, self._rules)
         return merged([found], self._low_of(found))[0]
+
+    def entry(self, item: Item) -> ReviewEntry | None:
+        """Return the entry of this version of a picture on the review list, if it has one now."""
+        if item.state not in ("held", "flagged"):
+            return None
+        entry = self._entry(item)
+        return entry if entry is not None and entry.etag == item.etag else None
+
+    def _entry(self, item: Item) -> ReviewEntry | None:
+        name = name_of(item.source or "", item.destination)
+        with connected():
+            return REVIEW_LIST.find(self._redis, [name]).get(name)
 
     def sample(self, name: str) -> list[Item]:
         """Return the pictures of a sample, in the order in which they were drawn."""
@@ -281,6 +298,19 @@ class Items:
         for low in self._low_of(item):
             self._low.pop(low.id, None)
         self._low.pop(item.id, None)
+
+    def remove_asked_for(self, item: Item, entry: ReviewEntry) -> None:
+        """Take a picture off the desk whose `entry` has the areas that were asked for now.
+
+        If its request fails, whoever has drawn them decides on it as she sees it.
+        """
+        asked = replace(item, time=entry.time, options=entry.options)
+        _remember(self._asked, item.id, (asked.version, item.version), MAX_DECIDED)
+        self.remove(asked)
+
+    def is_version(self, item: Item, version: str) -> bool:
+        """Return whether `item` is the picture that was shown as `version`."""
+        return version == item.version or (item.version, version) == self._asked.get(item.id)
 
     def _low_of(self, item: Item) -> list[Item]:
         """Return the low score of a flagged picture, if it has one."""
@@ -363,20 +393,13 @@ def after(items: Sequence[Item], shown: Item | None, step: int) -> Iterator[Item
 
 
 def drop_entry(redis: Any, item: Item) -> None:
-    """Take the entry of `item` off the review list if it is still of the same version."""
+    """Take the entry of `item` off the review list, unless a worker has recorded another since."""
 
     def is_same(entry: ReviewEntry) -> bool:
-        return (entry.source, entry.destination, entry.etag) == (
-            item.source,
-            item.destination,
-            item.etag,
-        )
+        return (entry.etag, entry.time) == (item.etag, item.time)
 
-    name = name_of(item.source or "", item.destination)
     with connected():
-        found = REVIEW_LIST.find(redis, [name]).get(name)
-        if found is not None and is_same(found):
-            REVIEW_LIST.drop(redis, [name])
+        REVIEW_LIST.drop_one(redis, name_of(item.source or "", item.destination), is_same)
 
 
 def output_uri(item: Item) -> ObjectUri | None:

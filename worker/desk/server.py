@@ -396,16 +396,16 @@ class NextHandler(Handler):
         parts, session = self.parts, self.session
         candidates = {item.id: item for item in self._candidates(fields)}
         with connected():
-            for identity in claims.free(parts.redis, list(candidates), session.id):
-                if not claims.claim(parts.redis, identity, session.id):
+            for identity in claims.free(parts.redis, list(candidates), session.holder):
+                if not claims.claim(parts.redis, identity, session.holder):
                     continue
                 details = self._details(candidates[identity], bool(fields.get("unmarked")))
                 if details is None:
-                    claims.release(parts.redis, identity, session.id)
+                    claims.release(parts.redis, identity, session.holder)
                     continue
                 left = str(fields.get("after") or "")
                 if left and left != identity:
-                    claims.release(parts.redis, left, session.id)
+                    claims.release(parts.redis, left, session.holder)
                 return details
         return None
 
@@ -462,9 +462,9 @@ class ClaimHandler(Handler):
     def _renewed(self, identity: str, end: bool) -> bool:
         with connected():
             if end:
-                claims.release(self.parts.redis, identity, self.session.id)
+                claims.release(self.parts.redis, identity, self.session.holder)
                 return True
-            return claims.claim(self.parts.redis, identity, self.session.id)
+            return claims.claim(self.parts.redis, identity, self.session.holder)
 
 
 class DecisionHandler(Handler):
@@ -485,14 +485,14 @@ class DecisionHandler(Handler):
     def _decide(self, item: Item, fields: dict[str, Any], choice: Choice) -> Decided | None:
         parts = self.parts
         with connected():
-            if not claims.is_held(parts.redis, item.id, self.session.id):
+            if not claims.is_held(parts.redis, item.id, self.session.holder):
                 raise SourceChanged("another reviewer has this picture, or your claim has ended")
         version = str(fields.get("version"))
         requested = parts.items.requested(item.id, version) if choice.action == "redo" else None
         present = requested or parts.items.present(item)
         if present is None:
             raise SourceChanged(f"{item.title} is no longer on the list: press n")
-        if present.version != version:
+        if requested is None and not parts.items.is_version(present, version):
             raise SourceChanged(
                 f"{item.title} was replaced since it was shown: press n, and then p for the new "
                 "version"

@@ -22,7 +22,7 @@ const xsrf = document.querySelector("meta[name=xsrf]").content;
 const state = {
   list: "", sample: "", rows: [], from: 0, count: 0,
   item: null, size: null, box: null, shapes: [], chosen: -1, tool: "move",
-  done: false, stale: false, requested: false, polling: 0, sourceShown: false, boxesShown: true,
+  done: false, stale: false, requested: false, seen: false, polling: 0, sourceShown: false, boxesShown: true,
   busy: false, waiting: null, turn: 0, samples: "", listChosen: false,
 };
 const drafts = new Map(); // id of a picture -> what was drawn on it, and on which of its versions
@@ -285,7 +285,7 @@ async function show(item) {
   keepDraft();
   Object.assign(state, {
     item, shapes: marked(item), chosen: -1, size: null, box: null, polling: state.polling + 1,
-    done: item.is_gone, stale: false, requested: false,
+    done: item.is_gone, stale: false, requested: false, seen: false,
   });
   const draft = drafts.get(item.id);
   const isSample = item.state === "sample";
@@ -340,10 +340,12 @@ function nameOf(label) {
   return label === FACE ? "face" : label;
 }
 
-// Allow the decisions that the picture has. While it is made again it has none.
+// Allow the decisions that the picture has. While it is made again it has none. An output of a sample
+// that was not shown has none either: its mark would count as a review.
 function allow() {
-  const { item, done, requested } = state;
-  const isOpen = Boolean(item) && !requested;
+  const { item, done, requested, seen } = state;
+  const isUnseen = item?.state === "sample" && !done && !seen;
+  const isOpen = Boolean(item) && !requested && !isUnseen;
   byId("accept").disabled = !isOpen;
   byId("redo").disabled = !isOpen || !item.source || item.is_gone;
   byId("drop").disabled = !isOpen || done;
@@ -417,10 +419,13 @@ async function load(item) {
       shown = await output(item);
     } catch (refusal) {
       if (!isCurrent()) return;
-      say(refusal.status === 404 ? "The output is gone." : refusal.message, "bad");
+      const reason = refusal.status === 404 ? "The output is gone." : refusal.message;
+      say(item.state === "sample" ? `It can't be marked, because it can't be shown: ${reason}` : reason, "bad");
     }
   }
   if (!isCurrent()) return;
+  state.seen ||= Boolean(shown);
+  allow();
   state.size = shown ? { width: shown.width, height: shown.height } : guessedSize(item);
   setPicture(byId("output"), shown && shown.url);
   byId("output-figure").querySelector("figcaption").textContent = captionOf(item, shown);

@@ -1,7 +1,7 @@
 """Acceptance sampling: the rate of misses in an archive, from a sample that people reviewed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from worker.sampling.sizes import FACE_SIZE_NAMES, face_size
 SAME_FACE_IOU = 0.3
 DIGITS = 2  # of a small percentage
 SMALLEST_SHARE = 1e-9  # no sample is large enough to show less
+ROUNDING_ERROR = 1e-6  # of a float, as a share of the last digit that is shown
 WANTED_RATES = (0.05, 0.02, 0.01, 0.005, 0.001)  # for which a report says the size of the sample
 
 Box = Sequence[float]
@@ -77,7 +78,7 @@ class Acceptance:
         misses = f"{counted(found, 'picture')} with a miss" if found else "No miss"
         return (
             f"{misses} in {counted(self.reviewed, 'picture')}: "
-            f"fewer than {percent(self.pictures.upper_bound)} of all pictures have an exposed "
+            f"fewer than {percent_up(self.pictures.upper_bound)} of all pictures have an exposed "
             f"face, at {CONFIDENCE * 100:.0f} % (one-sided)."
         )
 
@@ -146,12 +147,27 @@ def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
 
 def percent(share: float) -> str:
     """Return a share with as many digits as matter."""
+    return _percent(share, round)
+
+
+def percent_up(share: float) -> str:
+    """Return a share as `percent` does, rounded up: the upper end of an interval must hold."""
+    return _percent(share, lambda number: math.ceil(number - ROUNDING_ERROR))
+
+
+def percent_down(share: float) -> str:
+    """Return a share as `percent` does, rounded down, for the lower end of an interval."""
+    return _percent(share, lambda number: math.floor(number + ROUNDING_ERROR))
+
+
+def _percent(share: float, whole: Callable[[float], int]) -> str:
     if share >= 0.00995:
-        return f"{share * 100:.1f} %"
+        return f"{whole(share * 1000) / 10:.1f} %"
     if share < SMALLEST_SHARE:
         return "0 %"
     digits = DIGITS - 1 - math.floor(math.log10(share * 100))
-    return f"{round(share * 100, digits):.{digits}f}".rstrip("0") + " %"
+    text = f"{whole(share * 100 * 10**digits) / 10**digits:.{digits}f}"
+    return text.rstrip("0").rstrip(".") + " %"
 
 
 def _picture_rate(findings: Sequence[Finding]) -> Rate:

@@ -77,9 +77,14 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
 
 
 def _places(addresses: Sequence[str], routes: Routes, keys: Sequence[Key]) -> Iterator[Places]:
-    """Yield the places of the outputs: those at the addresses, or those of all routes below."""
-    for address in addresses:
-        place = PrefixUri.parse(address)
+    """Yield the places of the outputs: those at the addresses, or those of all routes below.
+
+    An address below another one is left out, so that no output counts twice.
+    """
+    named = dict.fromkeys(PrefixUri.parse(address) for address in addresses)
+    for place in named:
+        if any(place.is_below(other) for other in named if other != place):
+            continue
         below = [route for route in routes if route.destination.is_below(place)]
         if routes.of_destination(place):
             yield Places.of_outputs(place, routes, keys)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from worker import pages
 from worker.local_files import write_atomically
-from worker.sampling.acceptance import Acceptance, percent
+from worker.sampling.acceptance import Acceptance, percent, percent_down, percent_up
 from worker.sampling.intervals import CONFIDENCE
 
 OWNER_ONLY = 0o600  # Addresses of pictures with a miss are nobody else's business.
@@ -24,5 +24,7 @@ def page(result: Acceptance) -> bytes:
         result=result,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         percent=percent,
+        percent_down=percent_down,
+        percent_up=percent_up,
         confidence=f"{CONFIDENCE * 100:.0f} %",
     )

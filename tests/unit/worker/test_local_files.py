@@ -1,9 +1,13 @@
 """Local files: suffixes of pictures, and writes that are whole or leave nothing."""
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
 from tasks.errors import OutputFailed
-from worker.local_files import PICTURE_SUFFIXES, write_atomically
+from worker.local_files import PICTURE_SUFFIXES, replaced, write_atomically
 
 
 def test_suffixes_are_lower_case_with_their_dot():
@@ -44,3 +48,32 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
     write_atomically(tmp_path / "a.jpg", b"new")
     assert (tmp_path / "original.jpg").read_bytes() == b"original"
     assert (tmp_path / "a.jpg").read_bytes() == b"new"
+
+
+def test_an_empty_path_fails(tmp_path, monkeypatch):
+    """A script passes one where it has no value, and Path takes it for the current folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputFailed):
+        write_atomically(Path(), b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """Root could replace /dev/null, which `--output` may name as well."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, b"content")
+    assert os.read(reader, 99) == b"content"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_file_stays_if_the_one_in_its_place_fails(tmp_path):
+    path = tmp_path / "boxes.jsonl"
+    path.write_text("corrected")
+    with suppress(KeyboardInterrupt), replaced(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "corrected"
+    assert [found.name for found in tmp_path.iterdir()] == ["boxes.jsonl"]

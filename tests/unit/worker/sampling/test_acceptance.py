@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tasks.records.samples import Mark, Sample, SampledPicture
-from worker.sampling.acceptance import accept, percent
+from worker.sampling.acceptance import accept, percent, percent_down, percent_up
 from worker.sampling.redo import wanted_again
 from worker.sampling.report import page
 
@@ -26,7 +26,7 @@ def test_no_miss_in_300_pictures():
     result = accept(sample, {number: Mark([]) for number in range(300)})
     assert result.is_complete
     assert result.statement == (
-        "No miss in 300 pictures: fewer than 0.99 % of all pictures have an exposed face, "
+        "No miss in 300 pictures: fewer than 1 % of all pictures have an exposed face, "
         "at 95 % (one-sided)."
     )
     assert (result.faces.found, result.faces.of) == (0, 300)
@@ -127,3 +127,28 @@ def test_a_redo_keeps_the_options_and_hides_the_misses_too():
 )
 def test_percentages_have_the_digits_that_matter(share, text):
     assert percent(share) == text
+
+
+def test_288_pictures_are_not_said_to_show_what_takes_299():
+    """Their bound is 1.035 %."""
+    sample = a_sample(*(a_picture(number) for number in range(299)))
+    short = accept(sample, {number: Mark([]) for number in range(288)})
+    assert "fewer than 1.1 % of all pictures" in short.statement
+    enough = accept(sample, {number: Mark([]) for number in range(299)})
+    assert "fewer than 1.0 % of all pictures" in enough.statement
+
+
+@pytest.mark.parametrize(
+    ("share", "down", "up"),
+    [
+        (0, "0 %", "0 %"),
+        (0.01, "1.0 %", "1.0 %"),
+        (0.0103, "1.0 %", "1.1 %"),
+        (0.00991, "0.99 %", "1 %"),
+        (0.000521, "0.052 %", "0.053 %"),
+        (0.29, "29.0 %", "29.0 %"),
+        (1, "100.0 %", "100.0 %"),
+    ],
+)
+def test_the_ends_of_an_interval_are_rounded_outwards(share, down, up):
+    assert (percent_down(share), percent_up(share)) == (down, up)
