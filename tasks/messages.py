@@ -223,14 +223,19 @@ class AnonymizeOptions(BaseModel):
     def with_more(self, more: "AnonymizeOptions") -> Self:
         """Return these options, overridden by `more`, with the areas of both and no release.
 
-        Raises InvalidRequest for more areas than a request may have.
+        Rules are overridden value by value. Raises InvalidRequest for more areas than a request may
+        have, and for values of a rule that contradict each other.
         """
+        rules: dict[str, dict[str, Any]] = {}
+        for options in (self, more):
+            for label, rule in options.rules.items():
+                rules.setdefault(label, {}).update(rule.model_dump(exclude_none=True))
         return type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
             exempt=self.exempt + more.exempt,
             extra=self.extra + more.extra,
-            rules={**self.rules, **more.rules},
+            rules=rules,
         )
 
     def for_version(self, etag: str) -> Self:
