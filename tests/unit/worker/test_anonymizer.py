@@ -382,6 +382,29 @@ def test_the_residual_check_covers_every_label():
     assert (result.checked.verdict, result.reason) == ("clear", None)
 
 
+class FindsAPlateLate(Finds):
+    """A detector that finds a plate in the output alone."""
+
+    def detect(self, picture):
+        self.seen.append(picture)
+        if len(self.seen) == 1:
+            return Finds(FACE).detect(picture)
+        return replace(Finds(PLATE).detect(picture), labelled=np.array(["plate"]))
+
+
+def test_an_object_to_hold_that_only_the_residual_check_finds_holds_its_picture():
+    def checked(options, **rule):
+        made = anonymizer(
+            FindsAPlateLate(), labels=("FACE", "plate"), verify="flag", rules={"plate": Rule(**rule)}
+        )
+        return made.anonymize(content(), Stopwatch(), options)
+
+    held = checked(AnonymizeOptions(), hold=True)
+    assert (held.content, held.reason) == (None, "an object with the rule hold was found")
+    assert checked(AnonymizeOptions()).content is not None
+    assert checked(AnonymizeOptions(release="e"), hold=True).content is not None
+
+
 # --- the recipe
 
 PASSES = PassSettings((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
