@@ -383,14 +383,15 @@ class Anonymizer(FileAnonymizer):
         """
         _check_areas(picture, options)
         self.treatments.check(options)
-        found = self.detect_frames(picture)
+        detected = self.detect_frames(picture)
+        found = [self.treatments.wanted(faces, options) for faces in detected]
         # The frames of a TIFF are pages, which are pictures of their own. Those of other formats
-        # are an animation, in which a face that was missed in one frame shows in those around it.
+        # are an animation, in which a face that was missed in one frame, or was too small there,
+        # shows in those around it.
         if picture.format != "TIFF":
             bridged = bridge_by_label(found)
             found = [clip(faces, picture.width, picture.height) for faces in bridged]
-        wanted = [self.treatments.wanted(faces, options) for faces in found]
-        return [outside(faces, options.exempt) for faces in wanted]
+        return [outside(faces, options.exempt) for faces in found]
 
     def _detect(self, frame: images.Frame) -> Detections:
         found: list[Detections] = []

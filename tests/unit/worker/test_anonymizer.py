@@ -382,6 +382,24 @@ def test_the_residual_check_covers_every_label():
     assert (result.checked.verdict, result.reason) == ("clear", None)
 
 
+def test_an_object_of_nearly_the_smallest_side_is_hidden_in_every_frame_of_an_animation():
+    sides = itertools.cycle((30, 29))
+
+    class Flickering:
+        def detect(self, picture):
+            side = next(sides)
+            return Finds((30, 20, 30 + side, 20 + side)).detect(picture)
+
+    frames = [Image.new("RGB", (80, 80), (level, 120, 90)) for level in (60, 120, 200)]
+    target = io.BytesIO()
+    frames[0].save(target, "PNG", save_all=True, append_images=frames[1:])
+    made = anonymizer(Flickering(), MaskStyle("fill", 1.0, 0.0), rules={"FACE": Rule(smallest=30)})
+    output = Image.open(io.BytesIO(made.anonymize(target.getvalue(), Stopwatch()).content))
+    for number in range(3):
+        output.seek(number)
+        assert not np.asarray(output.convert("RGB"))[20:49, 30:59].any(), number
+
+
 class FindsAPlateLate(Finds):
     """A detector that finds a plate in the output alone."""
 
