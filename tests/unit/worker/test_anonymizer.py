@@ -413,7 +413,10 @@ class FindsAPlateLate(Finds):
 def test_an_object_to_hold_that_only_the_residual_check_finds_holds_its_picture():
     def checked(options, **rule):
         made = anonymizer(
-            FindsAPlateLate(), labels=("FACE", "plate"), verify="flag", rules={"plate": Rule(**rule)}
+            FindsAPlateLate(),
+            labels=("FACE", "plate"),
+            verify="flag",
+            rules={"plate": Rule(**rule)},
         )
         return made.anonymize(content(), Stopwatch(), options)
 
