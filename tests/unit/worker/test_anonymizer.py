@@ -113,6 +113,17 @@ def test_a_face_is_hidden_in_every_kind_of_picture(mode, form, method):
     assert (result.width, result.height, result.format) == (100, 80, form)
 
 
+@pytest.mark.parametrize("method", ["surround", "fill", "blur", "pixelate"])
+def test_a_gif_whose_transparent_pixels_are_all_hidden_has_none_any_more(method):
+    pixels = np.full((80, 100, 4), (200, 100, 50, 255), np.uint8)
+    pixels[30:40, 35:45] = 0
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "GIF")
+    made = anonymizer(Finds(FACE), MaskStyle(method, 1.0, 0.0, feather=0.1))
+    output = Image.open(io.BytesIO(made.anonymize(target.getvalue(), Stopwatch()).content))
+    assert not output.has_transparency_data
+
+
 def test_the_output_does_not_depend_on_the_face():
     one = content()
     image = np.asarray(Image.open(io.BytesIO(one))).copy()
