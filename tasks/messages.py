@@ -133,6 +133,17 @@ def label_of(value: str) -> str:
     return FACE if label.upper() == FACE else label
 
 
+def _one_for_each(rules: Any) -> Any:
+    """Return `rules` by label. Raises ValueError for two of one label, which is FACE in any case."""
+    names = list(rules) if isinstance(rules, dict) else []
+    stripped = [name.strip() for name in names if isinstance(name, str)]
+    labels = [FACE if name.upper() == FACE else name for name in stripped]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"there are two rules for {twice:.80}")
+    return rules
+
+
 def _without_empty(rules: "dict[str, Rule]") -> "dict[str, Rule]":
     """Return `rules` by label, without those that change nothing: their order changes no recipe."""
     return {label: rules[label] for label in sorted(rules) if rules[label] != Rule()}
@@ -170,7 +181,12 @@ class Rule(BaseModel):
 
 Label = Annotated[str, AfterValidator(label_of)]
 
-Rules = Annotated[dict[Label, Rule], Field(max_length=MAX_RULES), AfterValidator(_without_empty)]
+Rules = Annotated[
+    dict[Label, Rule],
+    Field(max_length=MAX_RULES),
+    BeforeValidator(_one_for_each),
+    AfterValidator(_without_empty),
+]
 """Rules by label."""
 
 
