@@ -134,7 +134,7 @@ def label_of(value: str) -> str:
 
 
 def _one_for_each(rules: Any) -> Any:
-    """Return `rules` by label. Raises ValueError for two of one label, which is FACE in any case."""
+    """Return `rules` by label. Raises ValueError for two of one label; FACE may be in any case."""
     names = list(rules) if isinstance(rules, dict) else []
     stripped = [name.strip() for name in names if isinstance(name, str)]
     labels = [FACE if name.upper() == FACE else name for name in stripped]
