@@ -133,6 +133,17 @@ def label_of(value: str) -> str:
     return FACE if label.upper() == FACE else label
 
 
+def _one_for_each(rules: Any) -> Any:
+    """Return `rules` by label. Raises ValueError for two of one label; FACE may be in any case."""
+    names = list(rules) if isinstance(rules, dict) else []
+    stripped = [name.strip() for name in names if isinstance(name, str)]
+    labels = [FACE if name.upper() == FACE else name for name in stripped]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"there are two rules for {twice:.80}")
+    return rules
+
+
 def _without_empty(rules: "dict[str, Rule]") -> "dict[str, Rule]":
     """Return `rules` by label, without those that change nothing: their order changes no recipe."""
     return {label: rules[label] for label in sorted(rules) if rules[label] != Rule()}
@@ -170,7 +181,12 @@ class Rule(BaseModel):
 
 Label = Annotated[str, AfterValidator(label_of)]
 
-Rules = Annotated[dict[Label, Rule], Field(max_length=MAX_RULES), AfterValidator(_without_empty)]
+Rules = Annotated[
+    dict[Label, Rule],
+    Field(max_length=MAX_RULES),
+    BeforeValidator(_one_for_each),
+    AfterValidator(_without_empty),
+]
 """Rules by label."""
 
 
@@ -223,14 +239,19 @@ class AnonymizeOptions(BaseModel):
     def with_more(self, more: "AnonymizeOptions") -> Self:
         """Return these options, overridden by `more`, with the areas of both and no release.
 
-        Raises InvalidRequest for more areas than a request may have.
+        Rules are overridden value by value. Raises InvalidRequest for more areas than a request may
+        have, and for values of a rule that contradict each other.
         """
+        rules: dict[str, dict[str, Any]] = {}
+        for options in (self, more):
+            for label, rule in options.rules.items():
+                rules.setdefault(label, {}).update(rule.model_dump(exclude_none=True))
         return type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
             exempt=_with_new(self.exempt, more.exempt),
             extra=_with_new(self.extra, more.extra),
-            rules={**self.rules, **more.rules},
+            rules=rules,
         )
 
     def for_version(self, etag: str) -> Self:

@@ -34,12 +34,14 @@ from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 from worker.treatments import AS_CONFIGURED, Treatments
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
-PIXELS_VERSION = 12
+PIXELS_VERSION = 13
 
 # A call into a library cannot be interrupted. If one exceeds the time limit of decoding by this
 # much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it
 # keeps ending workers.
 STALL_MARGIN_SECONDS = 60
+
+HOLD_RULE: Reason = "an object with the rule hold was found"
 
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
@@ -346,6 +348,8 @@ class Anonymizer(FileAnonymizer):
         detections = _strongest_first(Detections.joined([*faces, checked.added]))
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
+        if not options.release and self.treatments.hold(checked.added.labels, options):
+            reason, is_held = HOLD_RULE, True
         return _Result(None if is_held else output, detections, checked, reason)
 
     def _reason_to_hold(
@@ -353,7 +357,7 @@ class Anonymizer(FileAnonymizer):
     ) -> Reason | None:
         """Return the reason not to publish a picture in whose frames `faces` are hidden."""
         if self.treatments.hold(Detections.joined(faces).labels, options):
-            return "an object with the rule hold was found"
+            return HOLD_RULE
         sought = self.treatments.sought
         nothing_hidden = not any(count(found, sought) for found in faces) and not options.extra
         return "no face found" if nothing_hidden and self.hold_without_faces else None
@@ -379,14 +383,15 @@ class Anonymizer(FileAnonymizer):
         """
         _check_areas(picture, options)
         self.treatments.check(options)
-        found = self.detect_frames(picture)
+        detected = self.detect_frames(picture)
+        found = [self.treatments.wanted(faces, options) for faces in detected]
         # The frames of a TIFF are pages, which are pictures of their own. Those of other formats
-        # are an animation, in which a face that was missed in one frame shows in those around it.
+        # are an animation, in which a face that was missed in one frame, or was too small there,
+        # shows in those around it.
         if picture.format != "TIFF":
             bridged = bridge_by_label(found)
             found = [clip(faces, picture.width, picture.height) for faces in bridged]
-        wanted = [self.treatments.wanted(faces, options) for faces in found]
-        return [outside(faces, options.exempt) for faces in wanted]
+        return [outside(faces, options.exempt) for faces in found]
 
     def _detect(self, frame: images.Frame) -> Detections:
         found: list[Detections] = []

@@ -247,7 +247,9 @@ def _hidden_by(
     part: Part, extra: Sequence[Sequence[float]], picture: Picture, coarsest: int
 ) -> Rectangles:
     """Return the rectangles of one part, as hidden_by says."""
-    width, height = picture.width, picture.height
+    # Pages of a TIFF may be larger than the first.
+    width = max(frame.width for frame in picture.frames)
+    height = max(frame.height for frame in picture.frames)
     sightings, style = part.sightings, part.style
     slack = EDGE_SLACK * max(1.0, max(width, height) / coarsest)
     whole = replace(

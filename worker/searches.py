@@ -9,7 +9,7 @@ from tasks.errors import SettingsInvalid
 from tasks.messages import FACE, Rule
 from tasks.rules import EVERY_OTHER, rule_for
 from tasks.settings import PREFIX
-from worker.detection.presets import PRESETS, PassSettings
+from worker.detection.presets import PassSettings
 from worker.model_settings import LabelSettings
 from worker.settings import WorkerSettings
 
@@ -140,7 +140,9 @@ def passes_of(settings: WorkerSettings, label: str) -> PassSettings:
     turned passes only if a setting says so.
     """
     rule = rule_of(settings, label)
-    passes = PRESETS[rule.preset] if rule.preset else settings.pass_settings()
+    if rule.preset:
+        settings = settings.model_copy(update={"preset": rule.preset, "scales": None})
+    passes = settings.pass_settings()
     turned = rule.turned
     if turned is None and label != FACE:
         turned = settings.turned or "never"

@@ -77,9 +77,14 @@ class Treatments:
                 )
 
     def wanted(self, found: Detections, options: AnonymizeOptions) -> Detections:
-        """Return the objects of `found` that are not to be ignored."""
-        labels = found.labels
+        """Return the objects of `found` that are not to be ignored.
+
+        The side of one that the picture's edge cuts is that of its sightings, which reach beyond.
+        """
+        labels, sightings = found.labels, found.sightings
         sides = (found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]).min(axis=1)
+        seen = sightings.boxes_xyxy
+        np.maximum.at(sides, sightings.face, (seen[:, 2:] - seen[:, :2]).min(axis=1))
         is_wanted = np.ones(len(found), bool)
         for label in np.unique(labels):
             treatment = self.of(str(label), options)

@@ -22,6 +22,8 @@ from .places import Places
 THREADS = 16  # receipts that are read at once
 # A corrected box with this intersection over union with a hidden face is that face.
 SAME_FACE_IOU = 0.5
+# A face stays clear if half of it lies in an exempt area. Another recipe may find other edges.
+EXEMPTED_SHARE = 0.25
 REMADE = "the boxes are not those of the present output"
 
 
@@ -182,17 +184,27 @@ def _is_outside(area: Area, receipt: Receipt) -> bool:
 def _differences(
     picture: AnnotatedPicture, receipt: Receipt
 ) -> tuple[tuple[Area, ...], tuple[Area, ...]]:
-    """Return the areas that only the corrected boxes have, and those that only the receipt has."""
+    """Return the areas to hide in addition, and those in which faces stay clear.
+
+    The latter are the boxes that only the receipt has. The former are the corrected boxes that are
+    not hidden already, or that one of the latter would exempt.
+    """
     hidden = [tuple(face["box_xyxy"]) for face in receipt.faces]
     known = set(receipt.asked.extra)
+    shown = [shape.box_xyxy for shape in picture.shapes]
+    removed = [box for box in hidden if not has_same(box, shown)]
+    staying = [box for box in hidden if not _is_exempted(box, removed)]
     added = [
         shape.area
         for shape in picture.shapes
-        if shape.area not in known and not has_same(shape.box_xyxy, hidden)
+        if shape.area not in known and not has_same(shape.box_xyxy, staying)
     ]
-    shown = [shape.box_xyxy for shape in picture.shapes]
-    removed = [box for box in hidden if not has_same(box, shown)]
     return tuple(added), tuple(removed)
+
+
+def _is_exempted(box: Sequence[int], areas: Sequence[Sequence[int]]) -> bool:
+    size = (box[2] - box[0]) * (box[3] - box[1])
+    return any(common_area(box, area) > EXEMPTED_SHARE * size for area in areas)
 
 
 def has_same(box: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
@@ -202,13 +214,18 @@ def has_same(box: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
+    common = common_area(one, other)
+    if not common:
         return 0.0
-    common = width * height
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
     return common / (areas - common)
+
+
+def common_area(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the area of the intersection of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0, width) * max(0, height)
 
 
 def require_pictures(pictures: Sequence[AnnotatedPicture]) -> None:

@@ -330,14 +330,14 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
 
     def exposed_faces(content: bytes, receipt: "Receipt") -> list["Face"]:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
-        width, height = picture.width, picture.height
         options = receipt.asked
         parts = treatments.parts(_hidden_objects(receipt), options)
-        hidden = regions.whole_regions(parts, width, height, options.extra)
         faces: list[Face] = []
-        for found in anonymizer.detect_frames(picture):
+        for frame, found in zip(picture.frames, anonymizer.detect_frames(picture), strict=True):
+            size = frame.width, frame.height
+            hidden = regions.whole_regions(parts, *size, options.extra)
             wanted = outside(treatments.wanted(found, options), options.exempt)
-            exposed = wanted[~regions.eyes_hidden(wanted, hidden, width, height)]
+            exposed = wanted[~regions.eyes_hidden(wanted, hidden, *size)]
             faces += listed(exposed)
         return faces
 

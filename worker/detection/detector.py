@@ -71,6 +71,8 @@ EDGE_SLACK, MAX_SLACK_SHARE = 4, 0.1
 # A picture is taken to lie on its side if a probe's scores add up to this many times those of the
 # upright pass.
 MIN_TURNED_GAIN = 1.2
+# The sides of the boxes of a face in upright and in turned passes differ by at most this factor.
+MAX_TURNED_GROWTH = 2
 # A finer pass follows if the finest one has this many detections, weak ones included, with a side
 # of less than this many of its pixels. CenterFace misses most faces of that size in a crowd: of a
 # wall of heads it found 3 in 20 at 15 pixels, and nearly all at 20.
@@ -267,8 +269,8 @@ class ScaledDetector:
 
         `whole` are the upright passes over the whole picture. If one of the three orientations
         clearly shows more than the upright one, the whole picture lies on its side: the search is
-        repeated so, and of the upright passes only confident detections count. Otherwise only what
-        the upright passes found less well, or not at all, is kept of the probes.
+        repeated so, and of the upright passes only confident detections count. Of the probes only
+        what the other passes found less well, or not at all, is kept.
         """
         longer = max(picture.width, picture.height)
         probes = planned_probes(whole, longer, self.settings.turned)
@@ -291,7 +293,8 @@ class ScaledDetector:
         if totals[best] > MIN_TURNED_GAIN * _total_score(compared):
             plain = [plan for plan in whole if not plan.mirrored]
             turned_passes = [replace(plan, quarter_turns=best) for plan in plain]
-            return [self._confident(one) for one in upright] + self._search(picture, turned_passes)
+            confident = [self._confident(one) for one in upright]
+            upright = confident + self._search(picture, turned_passes)
         known = Detections.joined([result.strong for result in upright])
         kept = [replace(result, strong=_without_weaker(result.strong, known)) for result in results]
         return [*upright, *kept]
@@ -381,15 +384,18 @@ def _without_covered(cut: Detections, faces: Detections) -> Detections:
 
 
 def _without_weaker(found: Detections, known: Detections) -> Detections:
-    """Return those of `found` whose centre is in none of `known` with a higher score.
+    """Return those of `found` whose centre is in none of `known` of its size with a higher score.
 
-    Turned passes detect upright faces too, but less well.
+    Turned passes detect upright faces too, but less well. A box of another size shows another face.
     """
     centres = _centres(found.boxes_xyxy)
+    sides, known_sides = box_sides(found.boxes_xyxy), box_sides(known.boxes_xyxy)
     is_weaker = np.zeros(len(found), bool)
     points = np.concatenate([centres, centres], axis=1)
     for rows, known_rows in overlapping_pairs(points, known.boxes_xyxy):
-        is_weaker[rows[known.scores[known_rows] > found.scores[rows]]] = True
+        side, known_side = sides[rows], known_sides[known_rows]
+        has_size = np.maximum(side, known_side) <= MAX_TURNED_GROWTH * np.minimum(side, known_side)
+        is_weaker[rows[has_size & (known.scores[known_rows] > found.scores[rows])]] = True
     return found[~is_weaker]
 
 

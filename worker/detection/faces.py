@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.messages import FACE
-from worker.areas import is_polygon, share_inside
+from worker.areas import bounds, is_polygon, share_inside
 from worker.detection.boxes import Rows
 from worker.detection.tracks import MAX_MISSED_FRAMES, Tracks, follow
 
@@ -210,12 +210,14 @@ def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detecti
     boxes = detections.boxes_xyxy
     is_kept = np.ones(len(boxes), bool)
     for area in areas:
+        x1, y1, x2, y2 = bounds(area)
+        first, last = np.array([x1, y1] * 2, np.float32), np.array([x2, y2] * 2, np.float32)
+        is_inside = 2 * box_areas(boxes.clip(first, last)) >= box_areas(boxes)
         if is_polygon(area):
-            inside = [share_inside((x1, y1, x2, y2), area) for x1, y1, x2, y2 in boxes.tolist()]
-            is_kept &= 2 * np.array(inside) < 1
-            continue
-        first, last = np.array([*area[:2]] * 2, np.float32), np.array([*area[2:]] * 2, np.float32)
-        is_kept &= 2 * box_areas(boxes.clip(first, last)) < box_areas(boxes)
+            for row in np.flatnonzero(is_inside & is_kept):
+                left, top, right, bottom = boxes[row].tolist()
+                is_inside[row] = 2 * share_inside((left, top, right, bottom), area) >= 1
+        is_kept &= ~is_inside
     return detections[is_kept]
 
 

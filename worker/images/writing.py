@@ -216,12 +216,14 @@ def _in_black_and_white(image: Image.Image, source: Frame) -> Image.Image:
 def _mark_transparency(images: list[Image.Image]) -> bool:
     """Replace the alpha of each palette by the index of its transparent colour, as GIFs have it.
 
-    Returns whether an image has transparency.
+    Colours of which a mask left a part of their alpha become opaque. Returns whether an image has
+    transparency.
     """
-    transparent = [image for image in images if "transparency" in image.info]
-    for image in transparent:
-        image.info["transparency"] = image.info["transparency"].index(0)
-    return bool(transparent)
+    for image in images:
+        alpha = image.info.pop("transparency", b"")
+        if 0 in alpha:
+            image.info["transparency"] = alpha.index(0)
+    return any("transparency" in image.info for image in images)
 
 
 def _jpeg2000_options(image: Any, content: bytes) -> dict[str, Any]:

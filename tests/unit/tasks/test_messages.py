@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
-from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest, Rule
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("s3://raw/a.jpg"),
@@ -199,6 +199,12 @@ def test_a_correction_keeps_what_was_asked_before():
         exempt=[[50, 0, 59, 9]],
         rules={"plate": {"method": "fill", "margin": 1.0}, "document": {"hold": False}},
     )
+
+
+def test_a_correction_replaces_the_values_of_a_rule_that_it_has():
+    asked = AnonymizeOptions.parse(rules={"FACE": {"region": 1.0, "margin": 0.1}})
+    more = AnonymizeOptions.parse(rules={"FACE": {"margin": 0.3}})
+    assert asked.with_more(more).rules == {"FACE": Rule(region=1.0, margin=0.3)}
 
 
 def test_a_correction_has_no_more_areas_than_a_request_may_have():

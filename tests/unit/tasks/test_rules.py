@@ -66,6 +66,7 @@ def test_the_recipe_of_a_request_of_earlier_versions_stays_the_same():
         ({"plate": {"hold": "yes"}}, "valid boolean"),
         ({"*": {"hold": True}}, "is no label"),
         ({"plate": {"threshold": 0.1}}, "unknown"),
+        ({"FACE": {"hold": True}, " face": {"ignore": True}}, "two rules for FACE"),
         ([], "dictionary"),
     ],
 )

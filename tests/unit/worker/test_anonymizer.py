@@ -113,6 +113,17 @@ def test_a_face_is_hidden_in_every_kind_of_picture(mode, form, method):
     assert (result.width, result.height, result.format) == (100, 80, form)
 
 
+@pytest.mark.parametrize("method", ["surround", "fill", "blur", "pixelate"])
+def test_a_gif_whose_transparent_pixels_are_all_hidden_has_none_any_more(method):
+    pixels = np.full((80, 100, 4), (200, 100, 50, 255), np.uint8)
+    pixels[30:40, 35:45] = 0
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "GIF")
+    made = anonymizer(Finds(FACE), MaskStyle(method, 1.0, 0.0, feather=0.1))
+    output = Image.open(io.BytesIO(made.anonymize(target.getvalue(), Stopwatch()).content))
+    assert not output.has_transparency_data
+
+
 def test_the_output_does_not_depend_on_the_face():
     one = content()
     image = np.asarray(Image.open(io.BytesIO(one))).copy()
@@ -380,6 +391,50 @@ def test_a_rule_for_a_label_that_no_model_finds_fails_the_picture():
 def test_the_residual_check_covers_every_label():
     result, _ = labelled(verify="flag", rules={"plate": Rule(method="fill")})
     assert (result.checked.verdict, result.reason) == ("clear", None)
+
+
+def test_an_object_of_nearly_the_smallest_side_is_hidden_in_every_frame_of_an_animation():
+    sides = itertools.cycle((30, 29))
+
+    class Flickering:
+        def detect(self, picture):
+            side = next(sides)
+            return Finds((30, 20, 30 + side, 20 + side)).detect(picture)
+
+    frames = [Image.new("RGB", (80, 80), (level, 120, 90)) for level in (60, 120, 200)]
+    target = io.BytesIO()
+    frames[0].save(target, "PNG", save_all=True, append_images=frames[1:])
+    made = anonymizer(Flickering(), MaskStyle("fill", 1.0, 0.0), rules={"FACE": Rule(smallest=30)})
+    output = Image.open(io.BytesIO(made.anonymize(target.getvalue(), Stopwatch()).content))
+    for number in range(3):
+        output.seek(number)
+        assert not np.asarray(output.convert("RGB"))[20:49, 30:59].any(), number
+
+
+class FindsAPlateLate(Finds):
+    """A detector that finds a plate in the output alone."""
+
+    def detect(self, picture):
+        self.seen.append(picture)
+        if len(self.seen) == 1:
+            return Finds(FACE).detect(picture)
+        return replace(Finds(PLATE).detect(picture), labelled=np.array(["plate"]))
+
+
+def test_an_object_to_hold_that_only_the_residual_check_finds_holds_its_picture():
+    def checked(options, **rule):
+        made = anonymizer(
+            FindsAPlateLate(),
+            labels=("FACE", "plate"),
+            verify="flag",
+            rules={"plate": Rule(**rule)},
+        )
+        return made.anonymize(content(), Stopwatch(), options)
+
+    held = checked(AnonymizeOptions(), hold=True)
+    assert (held.content, held.reason) == (None, "an object with the rule hold was found")
+    assert checked(AnonymizeOptions()).content is not None
+    assert checked(AnonymizeOptions(release="e"), hold=True).content is not None
 
 
 # --- the recipe

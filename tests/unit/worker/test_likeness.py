@@ -301,6 +301,12 @@ def test_a_picture_that_is_hidden_as_a_whole_is_alike():
     assert like(source, [black(picture.frames[0])], rectangles(picture, extra=everything))
 
 
+def test_a_face_on_a_page_beyond_the_size_of_the_first_may_be_hidden():
+    source = written("TIFF", scene()[:20, :30], scene(1))
+    first, second = decoded(source).frames
+    assert like(source, [first.pixels, hide(second, FACE)])
+
+
 # --- frames
 
 

@@ -97,6 +97,14 @@ def test_to_hold_a_picture_changes_no_pixel_and_no_recipe(package):
     assert recipe(plain, *planned(plain, *classes)) == recipe(ruled, *planned(ruled, *classes))
 
 
+def test_the_preset_of_a_rule_replaces_no_other_setting_of_passes_than_scales():
+    stated = {"turned": "always", "smallest_face": 12, "scales": (100, 200)}
+    settings = WorkerSettings(**stated, rules="FACE: preset=fast")
+    passes = searches.passes_of(settings, FACE)
+    assert (passes.turned, passes.smallest_face) == ("always", 12)
+    assert passes.scales == PRESETS["fast"].scales
+
+
 def test_plates_have_the_passes_of_the_preset_but_no_turned_ones(package):
     settings = WorkerSettings(plates=True, preset="thorough")
     (faces, found), _ = planned(settings, {}, {1: "plate"})

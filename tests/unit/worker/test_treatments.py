@@ -6,7 +6,7 @@ import pytest
 from tasks.errors import InvalidRequest
 from tasks.messages import FACE, AnonymizeOptions, Rule
 from tests.drawn import found
-from worker.detection.faces import Detections
+from worker.detection.faces import Detections, clip
 from worker.detection.labelled import with_label
 from worker.masking.regions import MaskStyle
 from worker.treatments import OTHER_MARGIN, Treatments
@@ -69,6 +69,12 @@ def test_small_and_ignored_objects_are_not_wanted():
     assert ruled.wanted(some(), options()).boxes_xyxy[:, 0].tolist() == [0, 70]
     ignored = options(rules={"plate": {"ignore": True}})
     assert ruled.wanted(some(), ignored).labels.tolist() == [FACE]
+
+
+def test_the_side_of_an_object_at_the_edge_counts_as_if_it_was_whole():
+    cut = clip(found((-30, 0, 9, 40), (50, 0, 59, 40)), 100, 100)
+    wanted = treatments(FACE={"smallest": 10}).wanted(cut, options())
+    assert wanted.boxes_xyxy.tolist() == [[0, 0, 9, 40]]
 
 
 def test_objects_to_hold_hold_their_picture():

@@ -1,6 +1,17 @@
-"""``veil receipt verify``: what it prints about exposed faces."""
+"""``veil receipt verify``: the exposed faces that it finds, and what it prints about them."""
 
-from worker.commands.receipt import MAX_FACES_SHOWN, _face_texts
+import io
+
+import numpy as np
+from PIL import Image
+
+from tasks.storage.receipts import Receipt
+from tests.drawn import found
+from worker import bootstrap, logs
+from worker.anonymizer import Anonymizer, Limits
+from worker.commands.receipt import MAX_FACES_SHOWN, _face_texts, _redetection
+from worker.masking.regions import MaskStyle
+from worker.settings import WorkerSettings
 
 
 def face(number):
@@ -19,3 +30,38 @@ def test_of_many_exposed_faces_the_strongest_are_printed():
     assert len(shown) == MAX_FACES_SHOWN
     assert shown[0].startswith(f"{1002 + MAX_FACES_SHOWN},0,")
     assert rest == "and 1,003 more (--json)"
+
+
+class OnLargePages:
+    """A detector that finds a face in large pictures alone, beyond the size of small ones."""
+
+    def detect(self, picture):
+        return found((60, 40, 80, 70)) if len(picture) > 50 else found()
+
+
+def test_a_face_on_a_page_beyond_the_size_of_the_first_is_exposed(monkeypatch):
+    limits = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
+    made = Anonymizer(detector=OnLargePages(), style=MaskStyle(), limits=limits)
+    monkeypatch.setattr(bootstrap, "build_anonymizer", lambda _: made)
+    monkeypatch.setattr(logs, "configure", lambda _: None)  # It outlasts the test.
+    pages = [Image.fromarray(np.zeros((*size, 3), np.uint8)) for size in ((20, 30), (80, 100))]
+    target = io.BytesIO()
+    pages[0].save(target, "TIFF", save_all=True, append_images=pages[1:])
+    receipt = Receipt(
+        status="anonymized",
+        created="2026-01-01T00:00:00.000+00:00",
+        source_etag="e",
+        source_sha256="0" * 64,
+        source_bytes=10,
+        output_sha256="1" * 64,
+        output_bytes=9,
+        format="TIFF",
+        width=30,
+        height=20,
+        recipe="5a38d4c65c2c5ab0",
+        faces=[],
+        seconds={},
+        made_with={},
+    )
+    (exposed,) = _redetection(WorkerSettings())(target.getvalue(), receipt)
+    assert exposed["box_xyxy"] == [60, 40, 80, 70]
