@@ -406,6 +406,27 @@ def test_what_is_young_is_kept(make, verify, raw, place):
     assert raw.keys(place)
 
 
+def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, place):
+    for key in ("held since.png", "released.png"):
+        make(key)
+        assert make(key, boxes=(), hold=True, region="full").status == "held"
+    make("released.png", extra=[[0, 0, 5, 5]])
+    make("held first.png", boxes=(), hold=True)
+    make("held first.png")
+
+    done = verify("--delete-source", "--json")
+
+    assert (done.returncode, told(done)[0]) == (
+        0,
+        {
+            "held since.png": ["ok", "source kept"],
+            "released.png": ["ok", "source deleted"],
+            "held first.png": ["ok", "source deleted"],
+        },
+    )
+    assert raw.keys(place) == [place + "held since.png"]
+
+
 def at_once():
     return Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings()))
 
