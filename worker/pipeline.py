@@ -163,7 +163,8 @@ class Pipeline(work.Pipeline):
         if treatments.hold(shown, options):
             return True
         faces, left = _counts(existing, treatments.sought)
-        without_faces = self._anonymizer.hold_without_faces and faces == 0
+        nothing_hidden = faces == 0 and not options.extra
+        without_faces = self._anonymizer.hold_without_faces and nothing_hidden
         with_left = self._anonymizer.verify == "hold" and left > 0
         return without_faces or with_left
 

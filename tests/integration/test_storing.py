@@ -187,6 +187,15 @@ def test_two_workers_that_do_not_agree_leave_an_output_with_its_own_receipt(site
     assert len(site.receipts()) == 1
 
 
+def test_what_was_published_for_an_area_of_its_request_is_not_made_again(versioned, place):
+    options = {"extra": [[0, 0, 5, 5]]}
+    assert versioned.run(hold=True, box=None).status == "held"
+    assert versioned.run(hold=True, box=None, options=options).status == "anonymized"
+    for more in ({}, {"options": options}):
+        assert versioned.run(hold=True, box=None, **more).status == "skipped"
+    assert versions(versioned) == 1
+
+
 def test_many_workers_at_once_end_well(site, place):
     failures, barrier = [], threading.Barrier(4)
 
