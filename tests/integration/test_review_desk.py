@@ -46,6 +46,7 @@ def settings(new_queue, s3):
         **s3.environment(),
         "VEIL_ROUTES": ROUTE,
         "VEIL_RECEIPT_KEY": KEY,
+        "VEIL_RECEIPT_TAGS": "kind=record",
         "VEIL_S3_READ_SECONDS": "1",
     }
 
@@ -637,6 +638,16 @@ def test_sampled_outputs_that_are_gone_are_skipped_and_the_sample_finishes(
     assert client.get("/api/samples").json["samples"][0]["marked"] == 4
     result = accept(drawn, samples.marks(queue.client, drawn.name))
     assert (result.reviewed, result.skipped, result.is_complete) == (2, 2, True)
+
+
+def test_a_record_has_the_headers_of_receipts(log_in, listed, store, wait_until):
+    listed("headers.jpg")
+    client = log_in()
+    assert decide(client, shown(client, wait_until), "drop").status == 200
+    destination = PrefixUri.parse("s3://clean/desk")
+    output = PrefixUri.parse("s3://clean/desk/headers.jpg")
+    (name,) = decisions.names(store, destination, output)
+    assert store.tags(name.uri) == {"kind": "record"}
 
 
 def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, queue, store):
