@@ -347,10 +347,12 @@ def find(
         return None
     if found := read(store, uri(destination, name), output, keys):
         return found
-    for other_uri, other in list_names(store, destination, name.key):
-        if other == name:
-            return read(store, other_uri, output, keys)
-    return None
+    others = [pair for pair in list_names(store, destination, name.key) if pair[1] == name]
+    if not others:
+        return None
+    # A picture that was held before has a receipt of the size 0 beside that of its output.
+    other_uri, _ = min(others, key=lambda pair: (pair[1].size != name.size, pair[1].size == 0))
+    return read(store, other_uri, output, keys)
 
 
 def read(

@@ -217,6 +217,20 @@ def test_what_was_asked_for_a_held_picture_is_not_forgotten(site, keys, publishe
     assert site.run(**hold).options is None
 
 
+def test_a_copy_that_was_held_before_has_its_own_receipt(versioned, place):
+    """A JPEG without a face is published as it is, with the recipe by which it was held."""
+    target = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(target, "JPEG")
+    versioned.raw.put(place + "a.jpg", target.getvalue())
+    versioned.client.delete_object(Bucket="raw", Key=place + "a.png")
+    assert versioned.run("a.jpg", hold=True, box=None).status == "held"
+    assert versioned.run("a.jpg", box=None).status == "anonymized"
+    assert versioned.clean.get(place + "a.jpg") == target.getvalue()
+    assert versioned.verified() == {place + "a.jpg": ("ok",)}
+    assert versioned.states() == {"a.jpg": "current"}
+    assert versioned.run("a.jpg", box=None).status == "skipped"
+
+
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_missing_bucket_of_outputs_costs_no_picture(site, hold):
     site.route = Route.parse(f"s3://raw/{site.place}=s3://no-such-bucket")
