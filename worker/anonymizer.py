@@ -41,6 +41,8 @@ PIXELS_VERSION = 12
 # keeps ending workers.
 STALL_MARGIN_SECONDS = 60
 
+HOLD_RULE: Reason = "an object with the rule hold was found"
+
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
 
@@ -346,6 +348,8 @@ class Anonymizer(FileAnonymizer):
         detections = _strongest_first(Detections.joined([*faces, checked.added]))
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
+        if not options.release and self.treatments.hold(checked.added.labels, options):
+            reason, is_held = HOLD_RULE, True
         return _Result(None if is_held else output, detections, checked, reason)
 
     def _reason_to_hold(
@@ -353,7 +357,7 @@ class Anonymizer(FileAnonymizer):
     ) -> Reason | None:
         """Return the reason not to publish a picture in whose frames `faces` are hidden."""
         if self.treatments.hold(Detections.joined(faces).labels, options):
-            return "an object with the rule hold was found"
+            return HOLD_RULE
         sought = self.treatments.sought
         nothing_hidden = not any(count(found, sought) for found in faces) and not options.extra
         return "no face found" if nothing_hidden and self.hold_without_faces else None

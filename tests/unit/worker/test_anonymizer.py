@@ -382,6 +382,26 @@ def test_the_residual_check_covers_every_label():
     assert (result.checked.verdict, result.reason) == ("clear", None)
 
 
+def test_an_object_to_hold_that_only_the_check_finds_holds_the_picture():
+    class Late(FindsBoth):
+        calls = 0
+
+        def detect(self, picture):
+            self.calls += 1
+            found = super().detect(picture)
+            return found[:1] if self.calls == 1 else found
+
+    for verify in ("flag", "hold"):
+        made = anonymizer(
+            Late(), labels=("FACE", "plate"), rules={"plate": Rule(hold=True)}, verify=verify
+        )
+        held = made.anonymize(content(), Stopwatch())
+        assert (held.content, held.reason) == (None, "an object with the rule hold was found")
+        assert held.detections.labels.tolist() == ["FACE", "plate"]
+        released = made.anonymize(content(), Stopwatch(), AnonymizeOptions(release="e"))
+        assert released.content is not None
+
+
 # --- the recipe
 
 PASSES = PassSettings((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
