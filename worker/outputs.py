@@ -145,6 +145,23 @@ class Outputs:
             )
         return existing.receipt.asked
 
+    def held_options(self, routed: Routed, source: StoredObject) -> AnonymizeOptions | None:
+        """Return the options with which this version was held; None if it was not held last.
+
+        What a reviewer had hidden in it must stay hidden, also in a request without options.
+        """
+        destination = routed.route.destination
+        key = destination.relative(routed.destination)
+
+        def is_version(mark: str) -> bool:
+            return self.marks.is_version(mark, source.uri, source.etag)
+
+        with destination_errors():
+            receipt = receipts.last(self._store, destination, key, self.marks.keys, is_version)
+        if receipt is None or receipt.status != "held" or receipt.source_etag != source.etag:
+            return None
+        return receipt.asked
+
     def is_intact(self, source: StoredObject, existing: Existing) -> bool:
         """Return whether the object at the destination can be the output that a worker stored.
 

@@ -13,6 +13,7 @@ from tasks.storage.upload_headers import PLAIN_UPLOADS, Uploads
 from worker.anonymizer import FileAnonymizer, OnStage, Stopwatch, ignore_stage
 from worker.outputs import Existing, Fetched, Outputs
 from worker.reports import receipt_of, report_of, skipped_report
+from worker.treatments import AS_CONFIGURED
 
 # The values of Content-Encoding of files that are stored as they are. Some stores keep boto3's own
 # value for uploads in chunks.
@@ -129,9 +130,23 @@ class Pipeline(work.Pipeline):
     def _options(
         self, routed: Routed, source: StoredObject, existing: Existing | None
     ) -> AnonymizeOptions:
-        """Return the options of the request, or else those that the existing output has."""
-        options = routed.request.options or self._outputs.options_of(source, existing)
+        """Return the options of the request, or else those of the output, or of a held picture."""
+        outputs = self._outputs
+        options = routed.request.options or outputs.options_of(source, existing)
+        is_new = existing is None or not outputs.is_of_version(source, existing.output)
+        if routed.request.options is None and is_new and self._may_hold:
+            options = outputs.held_options(routed, source) or options
         return options.for_version(source.etag)
+
+    @property
+    def _may_hold(self) -> bool:
+        """True if this worker holds pictures, so that there may be receipts of held ones."""
+        anonymizer, treatments = self._anonymizer, self._anonymizer.treatments
+        return (
+            anonymizer.hold_without_faces
+            or anonymizer.verify == "hold"
+            or treatments.hold(treatments.labels, AS_CONFIGURED)
+        )
 
     def _is_done(
         self, source: StoredObject, existing: Existing, recipe: str, options: AnonymizeOptions
@@ -163,7 +178,8 @@ class Pipeline(work.Pipeline):
         if treatments.hold(shown, options):
             return True
         faces, left = _counts(existing, treatments.sought)
-        without_faces = self._anonymizer.hold_without_faces and faces == 0
+        nothing_hidden = faces == 0 and not options.extra
+        without_faces = self._anonymizer.hold_without_faces and nothing_hidden
         with_left = self._anonymizer.verify == "hold" and left > 0
         return without_faces or with_left
 

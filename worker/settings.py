@@ -45,8 +45,9 @@ IN_PROCESS_PICTURES = 4  # pictures in flight without picture processes
 # may. Most frames have one to three views; of those with more, the others must be faster.
 SLOWEST_VIEWS = 3
 # The calls to S3 for one picture at most: get the source and its tags, and head the output; get,
-# list and get the receipt; twice put the receipt, head the source, put and head the output; get the
-# output, list and delete receipts; and after a failure head the source and put the probe.
+# list and get the receipt, or list and get two of a picture that was held; twice put the receipt,
+# head the source, put and head the output; get the output, list and delete receipts; and after a
+# failure head the source and put the probe.
 MAX_S3_CALLS = 19
 PRESET_SETTINGS = (
     "scales",

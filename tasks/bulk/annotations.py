@@ -7,7 +7,7 @@ by picture, so an archive of any size can be exported. The name of a picture is 
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,6 +21,7 @@ from ..messages import AnonymizeOptions
 Format = Literal["coco", "cvat", "jsonl"]
 FORMATS = get_args(Format)
 FACE, EXPOSED, EXTRA = "face", "exposed", "extra"
+DIGEST = "output_sha256"  # the fact that tells of which output the shapes are
 LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3; those of models follow
 # Control characters that XML 1.0 can't have, not even escaped.
 XML_REPLACED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code not in (9, 10, 13)}
@@ -133,7 +134,8 @@ class CvatWriter:
     def add(self, picture: AnnotatedPicture) -> None:
         name = _xml(picture.name)
         size = f'width="{picture.width}" height="{picture.height}"'
-        self._images.write(f'  <image id="{self._count}" name={name} {size}>\n')
+        digest = f" {DIGEST}={_xml(picture.facts[DIGEST])}" if DIGEST in picture.facts else ""
+        self._images.write(f'  <image id="{self._count}" name={name} {size}{digest}>\n')
         self._count += 1
         for shape in picture.shapes:
             self._labels[shape.label] = None
@@ -257,9 +259,9 @@ def _read_coco(whole: dict[str, Any]) -> Iterator[AnnotatedPicture]:
         )
 
 
-def _facts_in(fields: dict[str, Any]) -> dict[str, Any]:
+def _facts_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts that `export` wrote, as far as a reader needs them."""
-    return {"recipe": fields["recipe"]} if fields.get("recipe") else {}
+    return {name: fields[name] for name in ("recipe", DIGEST) if fields.get(name)}
 
 
 def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:
@@ -277,7 +279,8 @@ def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:
                 numbers = [float(number) for pair in pairs for number in pair]
                 shapes.append(Shape(_whole(numbers), label))
         width, height = (int(float(image.get(side, "0"))) for side in ("width", "height"))
-        yield AnnotatedPicture(image.attrib["name"], width, height, shapes)
+        facts = _facts_in(image.attrib)
+        yield AnnotatedPicture(image.attrib["name"], width, height, shapes, facts)
 
 
 def _whole(numbers: Sequence[float]) -> Area:

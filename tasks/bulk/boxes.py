@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from ..addresses import ObjectUri, PrefixUri
-from ..errors import BucketNotAllowed, InvalidRequest, VeilError
+from ..errors import BucketNotAllowed, InvalidRequest, SourceChanged, VeilError
 from ..messages import FACE, AnonymizeOptions
 from ..publishing import Wanted
 from ..routes import Routes
@@ -14,7 +14,7 @@ from ..signatures import Key
 from ..storage.receipts import Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, StoredObject
 from . import annotations
-from .annotations import EXTRA, AnnotatedPicture, Area, Shape
+from .annotations import DIGEST, EXTRA, AnnotatedPicture, Area, Shape
 from .comparison import list_outputs, list_receipts, read_receipt, refusal, without_output
 from .in_order import in_order
 from .places import Places
@@ -115,6 +115,8 @@ def annotated(output: str, receipt: Receipt) -> AnnotatedPicture:
     ]
     shapes += [Shape(area, EXTRA) for area in receipt.asked.extra]
     facts: dict[str, Any] = {"status": receipt.status, "recipe": receipt.recipe}
+    if receipt.output_sha256 is not None:
+        facts[DIGEST] = receipt.output_sha256
     if receipt.reason is not None:
         facts["reason"] = receipt.reason
     return AnnotatedPicture(output, receipt.width, receipt.height, shapes, facts)
@@ -157,11 +159,12 @@ def correction(
     if outside := [area for area in added if _is_outside(area, receipt)]:
         named = ",".join(map(str, outside[0]))
         return Correction(picture.name, problem=f"the area {named} is outside of the picture")
-    if picture.facts.get("recipe", receipt.recipe) != receipt.recipe:
-        return Correction(picture.name, problem=f"{REMADE}: export them again")
     try:
+        _check_output(picture, receipt)
+        if removed:
+            _check_version(store, source, receipt)
         options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
-    except InvalidRequest as error:
+    except VeilError as error:
         return Correction(picture.name, problem=str(error))
     wanted = Wanted(source, places.asked_destination(key), options=options)
     return Correction(picture.name, wanted, added, removed)
@@ -174,6 +177,23 @@ def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places,
             whole = Places.of_outputs(PrefixUri(uri.bucket, route.destination.prefix), routes, keys)
             return whole, whole.output.relative(uri)
     raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
+
+
+def _check_output(picture: AnnotatedPicture, receipt: Receipt) -> None:
+    """Raise InvalidRequest if `picture` has the boxes of another output than that of `receipt`."""
+    stated = {"recipe": receipt.recipe, DIGEST: receipt.output_sha256}
+    if any(picture.facts.get(name, value) != value for name, value in stated.items()):
+        raise InvalidRequest(f"{REMADE}: export them again")
+
+
+def _check_version(store: ObjectStore, source: ObjectUri, receipt: Receipt) -> None:
+    """Raise SourceChanged unless `source` is the version in which `receipt` found its faces.
+
+    Areas that stay clear would show other faces of another version.
+    """
+    present = store.head(source)
+    if present is None or present.etag != receipt.source_etag:
+        raise SourceChanged(f"its source was replaced or deleted since, and {REMADE}")
 
 
 def _is_outside(area: Area, receipt: Receipt) -> bool:

@@ -22,6 +22,7 @@ from ..storage.receipts import Face, Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, OpenObject, StoredObject
 from .comparison import (
     find_receipt,
+    held_by,
     list_outputs,
     list_receipts,
     receipt_uri,
@@ -346,7 +347,7 @@ class Audit:
         if opened.stored.size != receipt.source_bytes:
             return ["source changed"]
         disposal = self._disposal if is_good else None
-        if disposal is None or disposal.keeps(opened.stored, receipt):
+        if disposal is None or self._keeps(disposal, subject, opened.stored, receipt):
             if opened.digest(self._read_seconds) != receipt.source_sha256:
                 return ["source changed"]
             return ["source kept"] if disposal else []
@@ -359,6 +360,18 @@ class Audit:
         if not disposal.allows(output, source, receipt):
             return ["output unlike source"]
         return [disposal.dispose(self._store, opened.stored)]
+
+    def _keeps(
+        self, disposal: Disposal, subject: Subject, source: StoredObject, receipt: Receipt
+    ) -> bool:
+        """Return whether `source` stays although its output is good.
+
+        The output may be an older one of a picture that was held since, which a person must see.
+        """
+        if disposal.keeps(source, receipt):
+            return True
+        held = held_by(self._store, subject.places, None, subject.key, source)
+        return held is not None
 
     def _output(self, subject: Subject, receipt: Receipt) -> bytes | None:
         """Return the current content of the output; None if it is not that of its receipt."""

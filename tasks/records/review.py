@@ -85,9 +85,12 @@ def desk_address(redis: Any) -> str | None:
 def update(redis: Any, routed: Routed, report: AnonymizeReport) -> None:
     """Put the picture of `report` on the review list if it has a reason; else take it off.
 
-    This replaces or removes the entry of another version of the source.
+    This replaces or removes the entry of another version of the source. The entry of a picture that
+    was held stays if the output that exists already is an older one, without what was asked for.
     """
     if report.reason is None:
+        if report.status == "skipped" and _is_held_since(redis, routed, report):
+            return
         REVIEW_LIST.discard(redis, report.source, routed.destinations)
         return
     entry = ReviewEntry(
@@ -107,3 +110,23 @@ def update(redis: Any, routed: Routed, report: AnonymizeReport) -> None:
         box_labels=report.box_labels,
     )
     REVIEW_LIST.record(redis, entry)
+
+
+def _is_held_since(redis: Any, routed: Routed, report: AnonymizeReport) -> bool:
+    """Return whether this version is held by a request for more than its output was made with."""
+    names = [name_of(report.source, named) for named in routed.destinations]
+    return any(
+        entry.state == "held"
+        and entry.etag == report.source_etag
+        and not _has_all(report.options or {}, entry.options)
+        for entry in REVIEW_LIST.find(redis, names).values()
+    )
+
+
+def _has_all(made: Any, asked: Any) -> bool:
+    """Return whether the options `made` have all values of those `asked` for, as JSON."""
+    if isinstance(asked, dict) and isinstance(made, dict):
+        return all(_has_all(made.get(name), value) for name, value in asked.items())
+    if isinstance(asked, list) and isinstance(made, list):
+        return all(value in made for value in asked)
+    return bool(made == asked)

@@ -25,6 +25,7 @@ from ..signatures import FIELD, Key
 from .marks import Marks
 from .receipts import FETCH_SECONDS, MAX_BYTES, is_long, json_object, place_mark
 from .s3 import ObjectStore
+from .upload_headers import PLAIN, UploadHeaders
 
 FOLDER = RESERVED + "decisions/"
 FOLDER_OF_LONG_KEYS = RESERVED + "decisions-of-long-keys/"
@@ -72,10 +73,13 @@ def record(
     source: ObjectUri | None,
     decision: Decision,
     keys: Sequence[Key],
+    headers: UploadHeaders = PLAIN,
 ) -> ObjectUri:
     """Store `decision` on `output`, which lies below the route's `destination`.
 
-    The first of `keys` signs it. Raises the errors of the store: then nothing must follow.
+    The first of `keys` signs it, and `headers` go with the upload. Raises the errors of the store:
+    then nothing must follow. The name is new, so the upload has no condition: some stores refuse
+    one, and a repeated call would fail after an answer that was lost.
     """
     sign = next(iter(keys), None)
     fields = asdict(decision)
@@ -87,7 +91,7 @@ def record(
     stamp = "".join(character for character in decision.at if character.isdigit())
     name = f"{stamp[:17]}.{secrets.token_hex(ID_BYTES)}.json"
     uri = destination.join(f"{_stem(destination, destination.relative(output))}.{name}")
-    store.put(uri, json.dumps(fields).encode() + b"\n", "application/json", {}, IfNoneMatch="*")
+    store.put(uri, json.dumps(fields).encode() + b"\n", "application/json", {}, headers)
     return uri
 
 

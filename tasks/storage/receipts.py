@@ -14,8 +14,9 @@ are receipt keys, a receipt only counts if it was signed with one of them, for i
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NoReturn, NotRequired, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
@@ -50,6 +51,8 @@ MAX_VERSION_CHARACTERS = 64  # of ``ETAG=BYTES``; a longer one leaves out the si
 TAIL_BYTES = 1 + 16 + 1 + 8 + 1 + MAX_VERSION_CHARACTERS + 5  # what follows KEY, at most
 MAX_BYTES = 4 << 20  # of a receipt, four times that of ten thousand faces
 FETCH_SECONDS = 30.0
+MAX_READ = 2  # receipts of one version of a picture; MAX_S3_CALLS in worker/settings.py has them
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 # The names of the S3 metadata of outputs. tasks.storage.marks makes the values of the first two.
 SOURCE = "veil-source-sha256"
@@ -296,11 +299,37 @@ def list_names(
     store: ObjectStore, destination: PrefixUri, key: str
 ) -> Iterator[tuple[ObjectUri, ReceiptName]]:
     """Yield the addresses and names of the receipts of the output `key`. Names prove nothing."""
+    for stored, name in _listed(store, destination, key):
+        yield stored.uri, name
+
+
+def last(
+    store: ObjectStore,
+    destination: PrefixUri,
+    key: str,
+    keys: Sequence[Key],
+    is_version: Callable[[str], bool],
+) -> Receipt | None:
+    """Return the last receipt of the output `key` that counts; None if there is none.
+
+    Those of which `is_version` is not true for the mark of the source's version are not read, and
+    of the others only the last MAX_READ, because anybody who can write outputs can write more.
+    """
+    listed = [one for one, name in _listed(store, destination, key) if is_version(name.etag)]
+    listed.sort(key=lambda stored: stored.modified or NEVER)
+    read_ones = [read(store, one.uri, destination.join(key), keys) for one in listed[-MAX_READ:]]
+    accepted = [found.accepted for found in read_ones if found and found.accepted]
+    return max(accepted, key=lambda receipt: receipt.created, default=None)
+
+
+def _listed(
+    store: ObjectStore, destination: PrefixUri, key: str
+) -> Iterator[tuple[StoredObject, ReceiptName]]:
     start = prefix(destination, key)
     for stored in store.list(destination.bucket, start):
         name = parse(stored.uri.key)
         if name and f"{name.key}." == start:
-            yield stored.uri, replace(name, key=key)
+            yield stored, replace(name, key=key)
 
 
 def find(
@@ -318,10 +347,12 @@ def find(
         return None
     if found := read(store, uri(destination, name), output, keys):
         return found
-    for other_uri, other in list_names(store, destination, name.key):
-        if other == name:
-            return read(store, other_uri, output, keys)
-    return None
+    others = [pair for pair in list_names(store, destination, name.key) if pair[1] == name]
+    if not others:
+        return None
+    # A picture that was held before has a receipt of the size 0 beside that of its output.
+    other_uri, _ = min(others, key=lambda pair: (pair[1].size != name.size, pair[1].size == 0))
+    return read(store, other_uri, output, keys)
 
 
 def read(

@@ -1,10 +1,13 @@
 """``veil receipt export`` and ``import``: boxes leave for annotation tools, and come back."""
 
+import hashlib
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
 
+from tasks.storage import receipts
 from tests.integration.conftest import OLDER_RECIPE
 
 BOX = [0, 0, 1, 1]  # of each face in the receipts of the archive
@@ -30,13 +33,26 @@ def settings(unattended, s3):
     return {
         **unattended.environment,
         **s3.environment(),
-        "VEIL_ROUTES": "s3://raw/boxes=s3://clean/boxes",
+        "VEIL_ROUTES": "s3://raw/boxes=s3://clean/boxes,s3://raw/again=s3://clean/again",
     }
 
 
 @pytest.fixture
 def receipt(veil, settings):
     return lambda *arguments: veil("receipt", *arguments, environment=settings)
+
+
+def make_of(archive, key, content):
+    """Put a source, its output, and a receipt with a digest that is the output's own."""
+    etag = archive.source(key, content).etag
+    archive.done(key, etag, scores=(0.9,))
+    destination = archive.places.route.destination
+    for uri, name in receipts.list_names(archive.store, destination, key):
+        if name.etag == etag:
+            with archive.store.open(uri) as opened:
+                fields = json.loads(opened.read(1 << 20, 30))
+            fields["output_sha256"] = hashlib.sha256(content).hexdigest()
+            archive.store.put(uri, json.dumps(fields).encode(), "application/json", {})
 
 
 def test_each_format_has_every_picture_with_its_boxes(archive, receipt):
@@ -92,6 +108,46 @@ def test_boxes_of_an_earlier_output_are_refused(archive, receipt, unattended, tm
     assert done.returncode == 1
     assert "the boxes are not those of the present output: export them again" in done.stderr
     assert unattended.client.llen("uploads") == 0
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "jsonl"])
+def test_boxes_of_an_output_that_was_made_again_are_refused(
+    archive_at, store, receipt, unattended, tmp_path, form
+):
+    """The same recipe has made the output of another version of the source."""
+    again, path = archive_at(store, "again/"), tmp_path / "boxes"
+    make_of(again, "a.jpg", b"first")
+    receipt("export", "s3://clean/again", "--format", form, "-o", path)
+    make_of(again, "a.jpg", b"second")
+    text = path.read_text()
+    without_face = {
+        "coco": re.sub(r'(?s)"annotations": \[.*\],\n"cat', '"annotations": [],\n"cat', text),
+        "cvat": re.sub(r"<box .*?</box>", "", text),
+        "jsonl": re.sub(r'"shapes": \[.*\]', '"shapes": []', text),
+    }
+    assert without_face[form] != text
+    path.write_text(without_face[form])
+    done = receipt("import", path)
+    assert done.returncode == 1
+    assert "the boxes are not those of the present output: export them again" in done.stderr
+    assert unattended.client.llen("uploads") == 0
+
+
+def test_no_face_of_another_version_of_the_source_is_shown(
+    archive_at, store, receipt, unattended, tmp_path
+):
+    archive, path = archive_at(store, "again/"), tmp_path / "boxes.jsonl"
+    archive.done("b.jpg", archive.source("b.jpg", b"first").etag, scores=(0.9,))
+    archive.source("b.jpg", b"second")
+    path.write_text(json.dumps({"name": "s3://clean/again/b.jpg", "shapes": []}))
+    done = receipt("import", path)
+    assert done.returncode == 1
+    assert "its source was replaced or deleted since" in done.stderr
+    assert unattended.client.llen("uploads") == 0
+
+    shapes = [{"area": BOX}, {"area": [1, 1, 3, 2]}]
+    path.write_text(json.dumps({"name": "s3://clean/again/b.jpg", "shapes": shapes}))
+    assert receipt("import", path, "--dry-run").returncode == 0
 
 
 def test_a_new_box_is_hidden_and_a_removed_one_stays_clear(archive, receipt, unattended, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tasks.addresses import ObjectUri
 from tasks.bulk.verify import Audit, Disposal
-from tasks.errors import StorageRejected
+from tasks.errors import StorageRejected, StorageUnavailable
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
@@ -406,6 +406,27 @@ def test_what_is_young_is_kept(make, verify, raw, place):
     assert raw.keys(place)
 
 
+def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, place):
+    for key in ("held since.png", "released.png"):
+        make(key)
+        assert make(key, boxes=(), hold=True, region="full").status == "held"
+    make("released.png", extra=[[0, 0, 5, 5]])
+    make("held first.png", boxes=(), hold=True)
+    make("held first.png")
+
+    done = verify("--delete-source", "--json")
+
+    assert (done.returncode, told(done)[0]) == (
+        0,
+        {
+            "held since.png": ["ok", "source kept"],
+            "released.png": ["ok", "source deleted"],
+            "held first.png": ["ok", "source deleted"],
+        },
+    )
+    assert raw.keys(place) == [place + "held since.png"]
+
+
 def at_once():
     return Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings()))
 
@@ -577,6 +598,26 @@ def test_the_source_of_an_output_that_does_not_show_it_is_kept(publish, verify, 
     assert (done.returncode, summary["good"]) == (1, len(alike))
     assert {key.removeprefix(place) for key in raw.keys(place)} == set(kept)
     assert set(kept) <= {key.removeprefix(place) for key in clean.keys(place)}
+
+
+def test_a_download_that_breaks_off_does_not_end_the_command(make, store, raw, clean, place, route):
+    for key in ("a.jpg", "b.jpg"):
+        make(key)
+    broken = []
+
+    class Disturbed(ObjectStore):
+        """A store that answers once that it is unavailable, for each output and each source."""
+
+        def open(self, uri):
+            if uri not in broken:
+                broken.append(uri)
+                raise StorageUnavailable(f"{uri}: 1 of 9 bytes arrived")
+            return store.open(uri)
+
+    audit = Audit(Disturbed(raw.client), Routes((route,)), SECONDS, disposal=at_once())
+    states = [verdict.states for verdict in audit.verdicts(str(route.destination))]
+    assert states == [("ok", "source deleted")] * 2
+    assert len(broken) > 4
 
 
 def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(

@@ -137,6 +137,22 @@ def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended
     assert REVIEW_LIST.count(unattended.client) == 0
 
 
+def test_a_repeated_event_takes_no_picture_off_the_list_that_was_held_since(unattended):
+    """The output that exists is an older one, without the area that a reviewer asked for."""
+    routed, asked = a_request(), {"extra": [[1, 2, 30, 40]]}
+    review.update(unattended.client, routed, report(options=asked))
+    for options in (None, {"extra": [[5, 5, 9, 9]]}):
+        review.update(unattended.client, routed, report(None, "skipped", options=options))
+        assert REVIEW_LIST.count(unattended.client) == 1
+    more = {"extra": [[5, 5, 9, 9], [1, 2, 30, 40]], "release": "1"}
+    review.update(unattended.client, routed, report(None, "skipped", options=more))
+    assert REVIEW_LIST.count(unattended.client) == 0
+
+    review.update(unattended.client, routed, report(options=asked))
+    review.update(unattended.client, routed, report(None, "skipped", etag="2"))
+    assert REVIEW_LIST.count(unattended.client) == 0
+
+
 def test_a_source_has_an_entry_for_each_destination(command, unattended):
     default, elsewhere = a_request(), a_request(destination="s3://clean/b.png")
     for routed in (default, elsewhere, default):

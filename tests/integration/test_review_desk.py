@@ -47,6 +47,7 @@ def settings(new_queue, s3):
         **s3.environment(),
         "VEIL_ROUTES": ROUTE,
         "VEIL_RECEIPT_KEY": KEY,
+        "VEIL_RECEIPT_TAGS": "kind=record",
         "VEIL_S3_READ_SECONDS": "1",
     }
 
@@ -704,6 +705,16 @@ def test_an_entry_that_was_recorded_since_the_picture_was_shown_is_not_dropped(l
     REVIEW_LIST.record(queue.client, shown)
     items.drop_entry(queue.client, item)
     assert not REVIEW_LIST.find(queue.client, [shown.name])
+
+
+def test_a_record_has_the_headers_of_receipts(log_in, listed, store, wait_until):
+    listed("headers.jpg")
+    client = log_in()
+    assert decide(client, shown(client, wait_until), "drop").status == 200
+    destination = PrefixUri.parse("s3://clean/desk")
+    output = PrefixUri.parse("s3://clean/desk/headers.jpg")
+    (name,) = decisions.names(store, destination, output)
+    assert store.tags(name.uri) == {"kind": "record"}
 
 
 def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, queue, store):

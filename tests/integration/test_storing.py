@@ -16,6 +16,7 @@ from tasks.bulk.places import Places
 from tasks.bulk.verify import Audit
 from tasks.errors import (
     DestinationTaken,
+    DestinationUnavailable,
     InvalidRequest,
     ObjectNotFound,
     SettingsInvalid,
@@ -26,7 +27,8 @@ from tasks.errors import (
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
-from tasks.storage import receipts
+from tasks.storage import decisions, receipts
+from tasks.storage.decisions import Decision
 from tasks.storage.s3 import ObjectStore
 from tasks.storage.upload_headers import PLAIN_UPLOADS
 from tests.integration.conftest import Bucket
@@ -187,6 +189,55 @@ def test_two_workers_that_do_not_agree_leave_an_output_with_its_own_receipt(site
     assert len(site.receipts()) == 1
 
 
+def test_what_was_published_for_an_area_of_its_request_is_not_made_again(versioned, place):
+    options = {"extra": [[0, 0, 5, 5]]}
+    assert versioned.run(hold=True, box=None).status == "held"
+    assert versioned.run(hold=True, box=None, options=options).status == "anonymized"
+    for more in ({}, {"options": options}):
+        assert versioned.run(hold=True, box=None, **more).status == "skipped"
+    assert versions(versioned) == 1
+
+
+@pytest.mark.parametrize("keys", [(), (NEW,)])
+@pytest.mark.parametrize("published", [False, True])
+def test_what_was_asked_for_a_held_picture_is_not_forgotten(site, keys, published):
+    """A repeated event or a backfill has no options."""
+    hold = {"hold": True, "box": None, "keys": keys}
+    if published:
+        site.run(box=None, keys=keys)
+        site.raw.put(site.place + "a.png", picture(2))
+    asked = {"method": "fill"}
+    assert site.run(options=asked, **hold).status == "held"
+    again = site.run(**hold)
+    assert (again.status, again.options) == ("held", asked)
+    assert site.run(options={}, **hold).options is None
+    assert site.run(**hold).options is None
+
+    site.raw.put(site.place + "a.png", picture(1))
+    assert site.run(**hold).options is None
+
+
+def test_a_copy_that_was_held_before_has_its_own_receipt(versioned, place):
+    """A JPEG without a face is published as it is, with the recipe by which it was held."""
+    target = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(target, "JPEG")
+    versioned.raw.put(place + "a.jpg", target.getvalue())
+    versioned.client.delete_object(Bucket="raw", Key=place + "a.png")
+    assert versioned.run("a.jpg", hold=True, box=None).status == "held"
+    assert versioned.run("a.jpg", box=None).status == "anonymized"
+    assert versioned.clean.get(place + "a.jpg") == target.getvalue()
+    assert versioned.verified() == {place + "a.jpg": ("ok",)}
+    assert versioned.states() == {"a.jpg": "current"}
+    assert versioned.run("a.jpg", box=None).status == "skipped"
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_missing_bucket_of_outputs_costs_no_picture(site, hold):
+    site.route = Route.parse(f"s3://raw/{site.place}=s3://no-such-bucket")
+    with pytest.raises(DestinationUnavailable):
+        site.run(hold=hold, box=None)
+
+
 def test_many_workers_at_once_end_well(site, place):
     failures, barrier = [], threading.Barrier(4)
 
@@ -276,6 +327,15 @@ def test_a_store_without_conditional_writes_is_asked_once_and_looked_at_instead(
     with pytest.raises(DestinationTaken):
         site.run(recipe=OLDER_RECIPE, confirm=lambda: site.clean.put(place + "a.png", FOREIGN))
     assert site.clean.get(place + "a.png") == FOREIGN
+
+
+def test_a_store_without_conditional_writes_keeps_decisions(site, refusing):
+    refusing(501, "NotImplemented")
+    output = site.route.destination.join("a.png")
+    decision = Decision("redo", "ana", decisions.now(), None)
+    decisions.record(site.store, site.route.destination, output, None, decision, [])
+    outputs = site.route.destination
+    assert [name.output for name in decisions.names(site.store, outputs, outputs)] == [output]
 
 
 def test_a_refusal_of_the_object_is_none_of_the_condition(site, refusing):

@@ -1,8 +1,9 @@
 """Carry out what reviewers decide: record it first, then queue, drop or mark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tasks.addresses import ObjectUri, PrefixUri
@@ -17,12 +18,14 @@ from tasks.signatures import Key
 from tasks.storage import decisions
 from tasks.storage.decisions import Action, Decision
 from tasks.storage.s3 import ObjectStore
+from tasks.storage.upload_headers import PLAIN, UploadHeaders
 from worker.desk.items import Item, Items, drop_entry, output_uri
 
 if TYPE_CHECKING:
     from tasks.app import App
 
 BOX_SIDES = 4
+NO_HEADERS: Mapping[Route, UploadHeaders] = MappingProxyType({})
 IMPOSSIBLE: dict[Action, str] = {
     "mark": "only pictures of a sample are marked",
     "drop": "a picture of a sample is marked, not dropped",
@@ -59,7 +62,10 @@ class Desk:
         routes: Routes,
         keys: Sequence[Key],
         items: Items,
+        headers: Mapping[Route, UploadHeaders] = NO_HEADERS,
     ) -> None:
+        """`headers` go with the records of a route, as with its receipts."""
+        self._headers = headers
         self._celery = celery
         self._redis = celery.backend.client
         self._store = store
@@ -195,8 +201,15 @@ class Desk:
             sample=item.sample,
         )
         source = None if item.source is None else ObjectUri.parse(item.source)
-        destination = route.destination
-        return decisions.record(self._store, destination, output, source, decision, self._keys)
+        return decisions.record(
+            self._store,
+            route.destination,
+            output,
+            source,
+            decision,
+            self._keys,
+            self._headers.get(route, PLAIN),
+        )
 
     def _route_of(self, output: ObjectUri | None) -> Route | None:
         if output is None:

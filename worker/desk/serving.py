@@ -116,6 +116,7 @@ def _parts(
     needs_token = not password and settings.review_user_header is None
     reviewers = options.reviewers or (["reviewer"] if needs_token else [])
     local = [f"http://{bracketed(name)}:{port}" for name in LOOPBACK]
+    headers = {route: settings.of_route(route).uploads().receipt for route in routes}
     links = {"Flower": settings.flower_url, "Grafana": settings.grafana_url}
     return server.Parts(
         celery=celery,
@@ -123,7 +124,7 @@ def _parts(
         access=Access.create(reviewers, password),
         items=items,
         views=Views(store, build_viewer(settings, VIEWERS), settings),
-        desk=Desk(celery, store, routes, settings.receipt_keys(), items),
+        desk=Desk(celery, store, routes, settings.receipt_keys(), items, headers),
         threads=ThreadPoolExecutor(THREADS, "desk"),
         origins=Origins.of([*local, address]),
         shows_sources=options.shows_sources,

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tasks.bulk.in_order import CALLS_PER_THREAD, in_order
+from tasks.bulk.in_order import CALLS_PER_THREAD, TRIES, in_order
+from tasks.errors import StorageUnavailable
 
 
 def test_results_come_in_the_order_of_their_arguments():
@@ -41,6 +42,23 @@ def test_an_exception_of_a_call_is_raised_in_its_place():
     assert [next(results), next(results), next(results)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
+
+
+def test_a_disturbance_of_the_store_is_outlived_and_an_outage_is_not(monkeypatch):
+    monkeypatch.setattr("tasks.bulk.in_order.FIRST_PAUSE_SECONDS", 0.01)
+    failures = {1: 2, 3: TRIES}
+
+    def work(number):
+        if failures.get(number, 0) > 0:
+            failures[number] -= 1
+            raise StorageUnavailable(f"{number}")
+        return number
+
+    results = in_order(work, range(5), 2)
+    assert [next(results), next(results), next(results)] == [0, 1, 2]
+    with pytest.raises(StorageUnavailable, match="3"):
+        next(results)
+    assert failures == {1: 0, 3: 0}
 
 
 def test_calls_run_at_the_same_time():
