@@ -233,7 +233,8 @@ def _averages(samples: Array) -> Array:
     for row in range(samples.shape[2]):
         for column in range(samples.shape[4]):
             sums += samples[:, :, row, :, column]
-    return (sums // size).astype(np.uint8)
+    averages: Array = (sums // size).astype(np.uint8)
+    return averages
 
 
 def _grid(samples: Array) -> Array:
