@@ -5,13 +5,15 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .addresses import PrefixUri
 from .errors import InvalidRequest
+from .output_names import OutputNames
 from .routes import Route, Routes
+from .signatures import Key
 
 SETTING = "VEIL_ROUTES_FILE"
 TABLE = "routes"  # the table of the file that has a table for each route
@@ -30,6 +32,10 @@ ROUTE_SETTINGS = (
     *("receipt_tags", "receipt_acl"),
 )
 
+NO_NAMES_KEY = (
+    '"hash" needs VEIL_NAMES_KEY, the secret of the names, the same for all workers, triggers and '
+    "commands"
+)
 VARIABLE = re.compile(r"\bVEIL_([A-Z0-9_]+)")
 
 Problem = tuple[str, str]
@@ -64,28 +70,36 @@ class RouteEntry(BaseModel):
         description="Suffixes of the keys that the route takes, in upper or lower case; empty for "
         "all keys.",
     )
+    output_names: Literal["source", "hash"] = Field(
+        "source",
+        description="Names of the outputs: the keys of their sources, or digests of them, keyed by "
+        "`VEIL_NAMES_KEY`.",
+    )
 
-    def route(self, name: str) -> Route:
+    def route(self, name: str, names_key: Key | None) -> Route:
+        suffixes = tuple(self.suffixes)
+        is_hashed = self.output_names == "hash"
         return Route(
             PrefixUri.parse(self.source),
             PrefixUri.parse(self.destination),
             name,
-            tuple(self.suffixes),
+            suffixes,
             dict(self.model_extra or {}),
+            OutputNames("", names_key, suffixes) if is_hashed else OutputNames(),
         )
 
 
-def read_routes(path: Path, check: CheckSettings) -> Routes:
+def read_routes(path: Path, check: CheckSettings, names_key: Key | None = None) -> Routes:
     """Return the routes in the file at `path`.
 
-    `check` gets the settings of each route. Raises ValueError, with a line that names the file, and
-    the route and the key of each problem.
+    `check` gets the settings of each route. `names_key` is the key of hashed names. Raises
+    ValueError, with a line that names the file, and the route and the key of each problem.
     """
     tables = _tables(path)
     problems: list[str] = []
     routes: list[Route] = []
     for name, table in tables.items():
-        found, wrong = _parsed(name, table, check)
+        found, wrong = _parsed(name, table, check, names_key)
         routes += found
         problems += [f"[{TABLE}.{name:.60}] {problem}" for problem in wrong]
     if not problems:
@@ -119,7 +133,9 @@ def _tables(path: Path) -> dict[str, Any]:
     return tables
 
 
-def _parsed(name: str, table: Any, check: CheckSettings) -> tuple[list[Route], list[str]]:
+def _parsed(
+    name: str, table: Any, check: CheckSettings, names_key: Key | None
+) -> tuple[list[Route], list[str]]:
     """Return the route in `table` if it is valid, and a line for each problem."""
     if not isinstance(table, dict):
         return [], ["is no table of keys and values"]
@@ -129,9 +145,12 @@ def _parsed(name: str, table: Any, check: CheckSettings) -> tuple[list[Route], l
         entry = RouteEntry.model_validate(table)
     except ValidationError as error:
         problems += [_line(*problem) for problem in problems_of(error)]
+    else:
+        if entry.output_names == "hash" and names_key is None:
+            problems.append(_line("output_names", NO_NAMES_KEY))
     problems += _unknown_keys(table)
     problems += [_line(key, _with_keys(problem)) for key, problem in check(settings)]
-    return ([] if problems else [entry.route(name)]), problems
+    return ([] if problems else [entry.route(name, names_key)]), problems
 
 
 def _with_keys(problem: str) -> str:

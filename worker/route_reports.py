@@ -38,7 +38,8 @@ class RouteReport:
     """A route with the settings that hold on it.
 
     `own` are the names of those in the routes file. `recipe` is that of new outputs, or None if no
-    worker has reported it. `attempts` is empty if nothing was tried.
+    worker has reported it. `attempts` is empty if nothing was tried. `names_key` is the id of the
+    secret with which the names of outputs are hashed, or None if they are not.
     """
 
     route: str | None
@@ -49,6 +50,7 @@ class RouteReport:
     own: Sequence[str]
     recipe: str | None
     attempts: Sequence[Attempt] = field(default_factory=list)
+    names_key: str | None = None
 
     @property
     def is_good(self) -> bool:
@@ -90,6 +92,7 @@ class RouteReports:
             sorted(route.settings),
             self._recipe_of(route.name),
             list(attempts),
+            route.names.hash_key.id if route.names.hash_key else None,
         )
 
     def of_address(self, address: str) -> tuple[AddressReport, Route | None]:

@@ -212,11 +212,11 @@ def import_boxes(
     boxes.require_pictures(pictures)
     settings = WorkerSettings.load()
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
-    store = ObjectStore.connect(settings)
+    corrections = boxes.Corrections(ObjectStore.connect(settings), routes, keys)
     wanted = []
     problems = 0
     for picture in pictures:
-        found = boxes.correction(store, routes, keys, picture)
+        found = corrections.of(picture)
         _print_correction(found, as_json)
         problems += found.problem is not None
         if found.wanted is not None:
