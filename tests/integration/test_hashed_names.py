@@ -367,5 +367,5 @@ def peak_kib(count):
 
 
 def test_the_memory_for_sorting_does_not_grow_with_the_number_of_sources():
-    # SQLite has a cache of 64 MiB, which it fills before it reads from the disk again.
-    assert peak_kib(KEYS) - peak_kib(10) < 96 << 10
+    # SQLite fills a cache of 64 MiB before it writes to the disk, and sorts as much at once.
+    assert peak_kib(KEYS) - peak_kib(10) < 160 << 10
