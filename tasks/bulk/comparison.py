@@ -10,10 +10,9 @@ look unfinished. `compare` therefore only suspects that a picture is not done,
 and `settle` finds out. A picture that `compare` reports as current is current.
 """
 
-import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from tempfile import TemporaryFile
 from typing import Any, Generic, Literal, TypeVar
 
 from ..addresses import ObjectUri, PrefixUri
@@ -23,6 +22,7 @@ from ..storage import receipts
 from ..storage.marks import is_keyed
 from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
 from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
+from . import disk
 from .places import Places
 
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
@@ -127,18 +127,16 @@ def _with_sure_orphans(
     A hashed name does not tell which source to ask the store about. The outputs were listed before
     the second listing of the sources begins, so it has the source of each that has one.
     """
-    with TemporaryFile("w+", encoding="utf-8") as unmatched:
+    with closing(disk.Texts("the list of outputs without a source")) as unmatched:
         for each in compared:
             if each.source is None:
-                unmatched.write(json.dumps(each.key) + "\n")
+                unmatched.add(each.key)
             else:
                 yield each
-        if not unmatched.tell():
+        if not unmatched.count:
             return
-        unmatched.seek(0)
         sources = places.index.renew(store, places)
-        for line in unmatched:
-            key = json.loads(line)
+        for key in unmatched:
             if sources.find(key) is None:
                 yield Compared(key, None, False)
 

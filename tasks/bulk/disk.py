@@ -1,4 +1,4 @@
-"""Temporary databases on disk, in which rows are sorted. SQLite deletes them by itself."""
+"""Temporary databases on disk, for rows that are sorted or kept. SQLite deletes them by itself."""
 
 import os
 import sqlite3
@@ -27,6 +27,31 @@ def open_database() -> sqlite3.Connection:
     return database
 
 
+class Texts:
+    """Texts in a temporary database, in the order in which they were added."""
+
+    def __init__(self, subject: str) -> None:
+        """`subject` names the texts in errors: OutputFailed without room for them."""
+        self.count = 0
+        self._subject = subject
+        self._database = open_database()
+        with room(subject):
+            self._database.execute("CREATE TABLE texts (text)")
+
+    def add(self, text: str) -> None:
+        with room(self._subject):
+            self._database.execute("INSERT INTO texts VALUES (?)", (text,))
+        self.count += 1
+
+    def __iter__(self) -> Iterator[str]:
+        with room(self._subject):
+            for (text,) in self._database.execute("SELECT text FROM texts ORDER BY rowid"):
+                yield text
+
+    def close(self) -> None:
+        self._database.close()
+
+
 def check_folder() -> None:
     """Raise SettingsInvalid if a variable names no folder in which rows can be sorted."""
     for variable in FOLDER_VARIABLES:
@@ -42,10 +67,10 @@ def check_folder() -> None:
 
 @contextmanager
 def room(subject: str) -> Iterator[None]:
-    """Raise OutputFailed if `subject` can't be sorted for lack of room on the disk."""
+    """Raise OutputFailed if there is no room on the disk for `subject`."""
     try:
         yield
     except sqlite3.Error as error:
         raise OutputFailed(
-            f"{subject} can't be sorted on this disk ({error}): set TMPDIR to a folder with room"
+            f"{subject} can't be written to this disk ({error}): set TMPDIR to a folder with room"
         ) from None

@@ -135,12 +135,16 @@ def test_no_key_of_a_source_is_in_the_bucket_of_the_outputs(anonymized, clean, s
 
 
 def test_a_second_backfill_finds_everything_done_and_reconcile_agrees(
-    anonymized, run, raw, clean, school
+    anonymized, run, environment, raw, clean, school
 ):
+    queue, _ = environment
     again = summary_of(run("backfill", raw.uri(school), "--json", "--restart"))
     assert (again["listed"], again["skipped"], again["enqueued"]) == (4, 4, 0)
+    elsewhere = clean.uri(school + "second/version.png")
+    assert queue.report(anonymized[FILES[0]], elsewhere)["destination"] == elsewhere
     done = run("reconcile", raw.uri(school), "--json")
     assert (done.returncode, summary_of(done)["current"]) == (0, 4)
+    assert summary_of(done)["source unknown"] == 1
 
     part = run("reconcile", raw.uri(school + "Smith"), "--json")
     assert (part.returncode, summary_of(part)["current"]) == (0, 2)
@@ -319,6 +323,17 @@ def test_what_is_uploaded_during_a_comparison_is_no_orphan(fresh):
     orphans = {each.key for each in found if each.source is None}
     assert orphans == {gone}
     assert not orphans & later.keys()
+
+
+def test_what_an_inventory_does_not_have_yet_is_no_orphan(fresh):
+    archive = fresh()
+    left(archive, {f"{number}.jpg": current for number in range(3)})
+    place, store = archive.places.source, archive.store
+    listed = list(store.list(place.bucket, place.prefix))
+    store.list_as(place.bucket, lambda prefix, after: iter(listed))
+    left(archive, {f"later {number}.jpg": current for number in range(3)})
+    found = list(compare(store, archive.places, RECIPE))
+    assert [each.is_current for each in found] == [True] * 3
 
 
 def test_the_parts_of_a_route_are_compared_without_the_outputs_of_others(fresh):
