@@ -54,10 +54,10 @@ class Only:
 class Finding:
     """A picture that is not current, or has doubtful faces, and the `reason` for the finding.
 
-    `source` is None if the output is hashed, and no source has this name. `version` is the source
-    as it is now, None if it is gone. `lowest_score` is only set if findings
-    are chosen by their score. `is_wanted` says whether they were chosen. `older_output` is true for
-    a held picture of which an older output is still published.
+    `source` is None if the name of the output is hashed, and no source has this name. `version` is
+    the source as it is now, None if it is gone. `lowest_score` is only set if findings are chosen
+    by their score. `is_wanted` says whether they were chosen. `older_output` is true for a held
+    picture of which an older output is still published.
     """
 
     state: State

@@ -85,18 +85,21 @@ class SourceIndex:
         """Return the sources of `places` as they were when they were read. They are read once."""
         with self._lock:
             if self._sorted is None:
-                place = places.source
-                listed = store.listing(place.bucket, place.prefix)
-                self._sorted = SortedSources(place.bucket, listed, places.key)
+                self._sorted = _read(store.listing, places)
             return self._sorted
 
     def renew(self, store: ObjectStore, places: "Places") -> SortedSources:
         """List the sources again, also those that an inventory lacks, and return them."""
         with self._lock:
-            place = places.source
-            listed = store.list(place.bucket, place.prefix)
-            self._sorted = SortedSources(place.bucket, listed, places.key)
+            self._sorted = _read(store.list, places)
             return self._sorted
+
+
+def _read(
+    listing: Callable[[str, str], Iterator[StoredObject]], places: "Places"
+) -> SortedSources:
+    place = places.source
+    return SortedSources(place.bucket, listing(place.bucket, place.prefix), places.key)
 
 
 def _row(stored: StoredObject, key_of: KeyOf) -> tuple[str, bytes, int, str, float | None]:
