@@ -95,9 +95,7 @@ class SourceIndex:
             return self._sorted
 
 
-def _read(
-    listing: Callable[[str, str], Iterator[StoredObject]], places: "Places"
-) -> SortedSources:
+def _read(listing: Callable[[str, str], Iterator[StoredObject]], places: "Places") -> SortedSources:
     place = places.source
     return SortedSources(place.bucket, listing(place.bucket, place.prefix), places.key)
 

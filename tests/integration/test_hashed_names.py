@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.bulk.backfill import Selection, SourcePages
 from tasks.bulk.comparison import compare, settle
 from tasks.bulk.places import Places
@@ -22,6 +23,8 @@ from tasks.bulk.source_index import SourceIndex
 from tasks.records import samples
 from tasks.routes import Routes
 from tasks.signatures import Key
+from tasks.storage import decisions
+from tasks.storage.decisions import Decision
 from tests.integration.test_comparison import LEFT, bounded, current, keys, missing, numbers, told
 from tests.integration.test_inventory import MEASURED
 from tests.integration.test_poison import picture
@@ -213,8 +216,8 @@ def test_receipts_lead_to_the_sources_they_are_verified_with(anonymized, run, ra
     assert findings_of(again)[0]["states"] == ["ok", "source unknown"]
 
 
-def test_corrected_boxes_and_samples_ask_for_the_source(
-    anonymized, run, clean, school, environment, tmp_path, wait_until
+def test_corrected_boxes_decisions_and_samples_lead_to_the_source(
+    anonymized, run, store, clean, school, environment, tmp_path, wait_until
 ):
     queue, _ = environment
     output = output_of(run, anonymized[FILES[0]])
@@ -228,6 +231,15 @@ def test_corrected_boxes_and_samples_ask_for_the_source(
     assert done.returncode == 0, done.stderr
     assert "1 enqueued" in done.stderr
     wait_until(lambda: clean.head(output)["Metadata"]["veil-recipe"].startswith(before + "-"))
+
+    etag = clean.head(output)["ETag"].strip('"')
+    made = Decision("redo", "ana", decisions.now(), etag)
+    source, address = ObjectUri.parse(anonymized[FILES[0]]), ObjectUri.parse(clean.uri(output))
+    place = PrefixUri.parse(clean.uri(school))
+    record = decisions.record(store, place, address, source, made, [RECEIPT_KEY])
+    assert "Smith" not in str(record) + clean.get(record.key).decode()
+    (line,) = lines_of(run("review", "decisions", clean.uri(school), "--json"))
+    assert (line["source"], line["output"]) == (str(source), str(address))
 
     run("sample", clean.uri(school), "--pictures", 10)
     (header,) = samples.headers(queue.client)
