@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from .addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from .errors import BucketNotAllowed, InvalidRequest
 from .messages import AnonymizeRequest
-from .output_names import output_key
+from .output_names import OutputNames
 
 MAX_NAMED = 5  # routes that a message names
 RESERVED = ".veil/"  # the folder of receipts below every destination, closed to outputs
@@ -26,8 +26,8 @@ PRIORITIES: Mapping[Priority, int] = {"high": 0, "normal": 3, "low": 6}
 class Route:
     """Permission to read pictures below `source` and to write their outputs below `destination`.
 
-    An output has the key of its source, relative to both prefixes. With `heif_suffix`, the output
-    of a HEIC has this suffix. A route of the routes file has a `name`. With `suffixes`, it takes no
+    The key of an output, relative to `destination`, follows from that of its source, relative to
+    `source`, by `names`. A route of the routes file has a `name`. With `suffixes`, it takes no
     other keys; upper and lower case are the same. `settings` are the settings of workers that are
     different on this route. `priority` is that of its messages; None if no route has one.
     """
@@ -37,7 +37,7 @@ class Route:
     name: str | None = None
     suffixes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    heif_suffix: str = ""
+    names: OutputNames = field(default_factory=OutputNames)
     priority: Priority | None = None
 
     @classmethod
@@ -73,15 +73,22 @@ class Route:
 
     def output_of(self, source: ObjectUri) -> ObjectUri:
         """Return the default address of the output of `source`, which is in the source."""
-        return self.destination.join(output_key(self.source.relative(source), self.heif_suffix))
+        return self.destination.join(self.names.output_key(self.source.relative(source)))
 
     def outputs_of(self, sources: PrefixUri) -> PrefixUri:
-        """Return the default prefix of the outputs of `sources`, which is in the source."""
+        """Return the default prefix of the outputs of `sources`, which is in the source.
+
+        Hashed names have no folders, so it also has the outputs of all other sources.
+        """
+        if self.names.are_hashed:
+            return self.destination
         rest = self.source.rest(sources)
         return PrefixUri(self.destination.bucket, self.destination.prefix + rest)
 
     def sources_of(self, outputs: PrefixUri) -> PrefixUri:
         """Return the default prefix of the sources of `outputs`, which is in the destination."""
+        if self.names.are_hashed:
+            return self.source
         rest = self.destination.rest(outputs)
         return PrefixUri(self.source.bucket, self.source.prefix + rest)
 
@@ -128,8 +135,11 @@ class Routes:
 
     def with_heif_suffix(self, suffix: str) -> "Routes":
         """Return the routes with another suffix for the outputs of HEIC; empty to keep theirs."""
-        changed = tuple(replace(route, heif_suffix=suffix) for route in self.routes)
-        return replace(self, routes=changed)
+        changed = []
+        for route in self.routes:
+            names = replace(route.names, heif_suffix=suffix)
+            changed.append(replace(route, names=names))
+        return replace(self, routes=tuple(changed))
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self.routes)

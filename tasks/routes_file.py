@@ -6,14 +6,16 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from .addresses import PrefixUri
 from .errors import InvalidRequest
+from .output_names import OutputNames
 from .routes import Priority, Route, Routes
+from .signatures import Key
 
 SETTING = "VEIL_ROUTES_FILE"
 TABLE = "routes"  # the table of the file that has a table for each route
@@ -32,6 +34,10 @@ ROUTE_SETTINGS = (
     *("receipt_tags", "receipt_acl"),
 )
 
+NO_NAMES_KEY = (
+    '"hash" needs VEIL_NAMES_KEY, the secret of the names, the same for all workers, triggers and '
+    "commands"
+)
 VARIABLE = re.compile(r"\bVEIL_([A-Z0-9_]+)")
 
 Problem = tuple[str, str]
@@ -71,29 +77,37 @@ class RouteEntry(BaseModel):
         description="Workers take the pictures of `high` routes before those of `normal` ones, and "
         "those of `low` ones last. A route without the key is `normal`.",
     )
+    output_names: Literal["source", "hash"] = Field(
+        "source",
+        description="Names of the outputs: the keys of their sources, or digests of them, keyed by "
+        "`VEIL_NAMES_KEY`.",
+    )
 
-    def route(self, name: str) -> Route:
+    def route(self, name: str, names_key: Key | None) -> Route:
+        suffixes = tuple(self.suffixes)
+        is_hashed = self.output_names == "hash"
         return Route(
             PrefixUri.parse(self.source),
             PrefixUri.parse(self.destination),
             name,
-            tuple(self.suffixes),
+            suffixes,
             dict(self.model_extra or {}),
-            priority=self.priority,
+            OutputNames("", names_key, suffixes) if is_hashed else OutputNames(),
+            self.priority,
         )
 
 
-def read_routes(path: Path, check: CheckSettings) -> Routes:
+def read_routes(path: Path, check: CheckSettings, names_key: Key | None = None) -> Routes:
     """Return the routes in the file at `path`.
 
-    `check` gets the settings of each route. Raises ValueError, with a line that names the file, and
-    the route and the key of each problem.
+    `check` gets the settings of each route. `names_key` is the key of hashed names. Raises
+    ValueError, with a line that names the file, and the route and the key of each problem.
     """
     tables = _tables(path)
     problems: list[str] = []
     routes: list[Route] = []
     for name, table in tables.items():
-        found, wrong = _parsed(name, table, check)
+        found, wrong = _parsed(name, table, check, names_key)
         routes += found
         problems += [f"[{TABLE}.{name:.60}] {problem}" for problem in wrong]
     if not problems:
@@ -137,7 +151,9 @@ def _tables(path: Path) -> dict[str, Any]:
     return tables
 
 
-def _parsed(name: str, table: Any, check: CheckSettings) -> tuple[list[Route], list[str]]:
+def _parsed(
+    name: str, table: Any, check: CheckSettings, names_key: Key | None
+) -> tuple[list[Route], list[str]]:
     """Return the route in `table` if it is valid, and a line for each problem."""
     if not isinstance(table, dict):
         return [], ["is no table of keys and values"]
@@ -147,9 +163,12 @@ def _parsed(name: str, table: Any, check: CheckSettings) -> tuple[list[Route], l
         entry = RouteEntry.model_validate(table)
     except ValidationError as error:
         problems += [_line(*problem) for problem in problems_of(error)]
+    else:
+        if entry.output_names == "hash" and names_key is None:
+            problems.append(_line("output_names", NO_NAMES_KEY))
     problems += _unknown_keys(table)
     problems += [_line(key, _with_keys(problem)) for key, problem in check(settings)]
-    return ([] if problems else [entry.route(name)]), problems
+    return ([] if problems else [entry.route(name, names_key)]), problems
 
 
 def _with_keys(problem: str) -> str:

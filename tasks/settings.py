@@ -257,6 +257,13 @@ class Settings(BaseSettings):
         "accepted. Commands need the same keys as the workers.",
     )
 
+    names_key: SecretStr | None = Field(
+        None,
+        description='Secret of the names of outputs on routes with `output_names = "hash"`, of 32 '
+        "characters or more: docs/routes.md. Workers, triggers and commands need the same; with "
+        "another one, all of these outputs get new names.",
+    )
+
     metrics: str | None = Field(
         None,
         description="Address at which a worker or `veil watch` serves its Prometheus metrics, "
@@ -348,6 +355,20 @@ class Settings(BaseSettings):
             Key.parse(text)
         return value
 
+    @field_validator("names_key")
+    @classmethod
+    def _check_names_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if not value or not (text := value.get_secret_value()):
+            return None
+        if len(text) < MIN_SECRET_CHARACTERS:
+            raise ValueError(
+                f"needs {MIN_SECRET_CHARACTERS} characters or more, as `openssl rand -hex 32` "
+                "makes them"
+            )
+        if "," in text:
+            raise ValueError("is one secret, without commas: another one gives other names")
+        return value
+
     @field_validator("notify_key")
     @classmethod
     def _check_notify_key(cls, value: SecretStr | None) -> SecretStr | None:
@@ -399,7 +420,7 @@ class Settings(BaseSettings):
         if self.routes and "routes" in self.model_fields_set:
             raise ValueError(f"{PREFIX}ROUTES and {PREFIX}ROUTES_FILE are set: keep one of them")
         try:
-            routes = read_routes(Path(self.routes_file), self.route_problems)
+            routes = read_routes(Path(self.routes_file), self.route_problems, self._hash_key())
         except ValueError as error:
             raise ValueError(f"{PREFIX}ROUTES_FILE: {error}") from None
         self._parsed_routes = routes.with_heif_suffix(self.heif_suffix)
@@ -534,6 +555,9 @@ class Settings(BaseSettings):
         """Return the secrets that sign notifications."""
         key = self.notify_key.get_secret_value() if self.notify_key else ""
         return list(split_commas(key))
+
+    def _hash_key(self) -> Key | None:
+        return Key.parse(self.names_key.get_secret_value()) if self.names_key else None
 
     def receipt_keys(self) -> tuple[Key, ...]:
         """Return the keys for receipts; the first one signs."""

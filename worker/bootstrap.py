@@ -77,7 +77,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     the stalled work before it ends the process.
     """
     refuse_unknown(os.environ, WorkerSettings)
-    settings = WorkerSettings.load()
+    settings = WorkerSettings.load_for_outputs()
     logs.configure(settings.log_format, settings.redis_server(), name)
     tracing.configure("veil-worker")
     error_reports.configure("worker")

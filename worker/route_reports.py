@@ -39,7 +39,8 @@ class RouteReport:
 
     `priority` is that of its messages; None if no route has one. `own` are the names of the
     settings in the routes file. `recipe` is that of new outputs, or None if no worker has reported
-    it. `attempts` is empty if nothing was tried.
+    it. `attempts` is empty if nothing was tried. `names_key` is the id of the secret with which the
+    names of outputs are hashed, or None if they are not.
     """
 
     route: str | None
@@ -51,6 +52,7 @@ class RouteReport:
     recipe: str | None
     attempts: Sequence[Attempt] = field(default_factory=list)
     priority: str | None = None
+    names_key: str | None = None
 
     @property
     def is_good(self) -> bool:
@@ -94,6 +96,7 @@ class RouteReports:
             self._recipe_of(route.name),
             list(attempts),
             route.priority,
+            route.names.hash_key.id if route.names.hash_key else None,
         )
 
     def of_address(self, address: str) -> tuple[AddressReport, Route | None]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_settings import NoDecode
 
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
+from tasks.errors import SettingsInvalid
 from tasks.messages import Method, Region
 from tasks.routes import Route
 from tasks.routes_file import Problem, problems_of
@@ -446,6 +447,22 @@ class WorkerSettings(UploadSettings):
                 f"or {PREFIX}S3_… (limits for each try)"
             )
         return self
+
+    @classmethod
+    def load_for_outputs(cls) -> Self:
+        """Return the settings of a process that writes outputs, from the environment.
+
+        Raises SettingsInvalid, also if the metadata of outputs would tell what hashed names hide.
+        """
+        settings = cls.load()
+        hashed = [route.name for route in settings.parsed_routes() if route.names.are_hashed]
+        if hashed and not settings.receipt_keys():
+            raise SettingsInvalid(
+                f'{PREFIX}RECEIPT_KEY: the route {hashed[0]} has output_names = "hash", which '
+                "needs this key too: without it, the metadata of an output have a digest of its "
+                "source's address, with which anybody can test a guess at the name"
+            )
+        return settings
 
     def route_problems(self, settings: Mapping[str, Any]) -> list[Problem]:
         """Return what is wrong with the settings of a route, beside those of the environment."""

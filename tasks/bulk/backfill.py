@@ -87,9 +87,14 @@ class Selection:
 
 
 def run_name(places: Places, selection: Selection) -> str:
-    """Return the name of a run, the same for the same source, destination and selection."""
-    text = "\n".join((str(places.source), str(places.output), selection.to_json()))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    """Return the name of a run, the same for the same source, destination and selection.
+
+    Sources have another order with hashed names, and so another run.
+    """
+    parts = [str(places.source), str(places.output), selection.to_json()]
+    if key := places.route.names.hash_key:
+        parts.append(key.id)
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
     source = f"{places.source.bucket}-{places.source.prefix}".lower()
     slug = re.sub(r"[^a-z0-9]+", "-", source)[:48].strip("-")
     return f"{slug}-{digest}"
@@ -108,7 +113,7 @@ class SourcePages:
     ) -> None:
         self._places = places
         self._selection = selection
-        self._sources = _with_source(compare(store, places, recipe, after))
+        self._sources = _with_source(compare(store, places, recipe, after, with_orphans=False))
         self._next = next(self._sources, None)
 
     @property

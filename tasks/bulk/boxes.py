@@ -1,7 +1,7 @@
 """Boxes of outputs: exported from receipts, and corrected ones compared with receipts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -136,21 +136,40 @@ class Correction:
     problem: str | None = None
 
 
-def correction(
-    store: ObjectStore, routes: Routes, keys: Sequence[Key], picture: AnnotatedPicture
-) -> Correction:
-    """Return what the corrected boxes of `picture`, the address of an output, ask for."""
-    try:
-        places, key = _place_of(picture.name, routes, keys)
-        output = store.head(places.destination(key))
-        receipt = None if output is None else _published_receipt(store, places, key, output)
-    except VeilError as error:
-        return Correction(picture.name, problem=str(error))
-    if output is None:
-        return Correction(picture.name, problem="there is no such output")
-    source = places.source_of(key, output.metadata)
-    if receipt is None or not places.marks.is_source(output.metadata, source):
-        return Correction(picture.name, problem="no receipt tells what was hidden")
+class Corrections:
+    """Compares corrected boxes with the receipts of outputs."""
+
+    def __init__(self, store: ObjectStore, routes: Routes, keys: Sequence[Key]) -> None:
+        self._store = store
+        self._places = [Places.of_outputs(route.destination, routes, keys) for route in routes]
+        self._setting = routes.setting
+
+    def of(self, picture: AnnotatedPicture) -> Correction:
+        """Return what the corrected boxes of `picture`, the address of an output, ask for."""
+        try:
+            places, key = self._place_of(picture.name)
+            output = self._store.head(places.destination(key))
+            if output is None:
+                return Correction(picture.name, problem="there is no such output")
+            receipt = _published_receipt(self._store, places, key, output)
+            source = places.source_of(self._store, key, output.metadata)
+        except VeilError as error:
+            return Correction(picture.name, problem=str(error))
+        if receipt is None or source is None:
+            return Correction(picture.name, problem="no receipt tells what was hidden")
+        wanted = Wanted(source, places.asked_destination(key))
+        return _correction(picture, receipt, wanted)
+
+    def _place_of(self, output: str) -> tuple[Places, str]:
+        uri = ObjectUri.parse(output)
+        for places in self._places:
+            if places.output.contains(uri):
+                return places, places.output.relative(uri)
+        raise BucketNotAllowed(f"no route of {self._setting} leads to {output}: add one")
+
+
+def _correction(picture: AnnotatedPicture, receipt: Receipt, wanted: Wanted) -> Correction:
+    """Return what the boxes of `picture` ask for beside its `receipt`, by the request `wanted`."""
     if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
         return Correction(picture.name, problem="the boxes are of a picture of another size")
     added, removed = _differences(picture, receipt)
@@ -166,17 +185,7 @@ def correction(
         options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
     except VeilError as error:
         return Correction(picture.name, problem=str(error))
-    wanted = Wanted(source, places.asked_destination(key), options=options)
-    return Correction(picture.name, wanted, added, removed)
-
-
-def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places, str]:
-    uri = ObjectUri.parse(output)
-    for route in routes:
-        if route.destination.contains(uri):
-            whole = Places.of_outputs(PrefixUri(uri.bucket, route.destination.prefix), routes, keys)
-            return whole, whole.output.relative(uri)
-    raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
+    return Correction(picture.name, replace(wanted, options=options), added, removed)
 
 
 def _check_output(picture: AnnotatedPicture, receipt: Receipt) -> None:

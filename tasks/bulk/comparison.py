@@ -11,6 +11,7 @@ and `settle` finds out. A picture that `compare` reports as current is current.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from ..storage import receipts
 from ..storage.marks import is_keyed
 from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
 from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
+from . import disk
 from .places import Places
 
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
@@ -59,17 +61,23 @@ class Settled:
     output: StoredObject | None
     reason: str | None = None
 
-    def source_uri(self, places: Places) -> ObjectUri:
-        """Return the address of the source, also if it is missing."""
-        return source_uri(places, self.key, self.source, self.output)
+    def source_uri(self, store: ObjectStore, places: Places) -> ObjectUri | None:
+        """Return the address of the source, also if it is missing; None if no name tells it."""
+        return source_uri(store, places, self.key, self.source, self.output)
 
 
 def compare(
-    store: ObjectStore, places: Places, recipe: str | None, after: str = ""
+    store: ObjectStore,
+    places: Places,
+    recipe: str | None,
+    after: str = "",
+    with_orphans: bool = True,
 ) -> Iterator[Compared]:
     """Yield the sources after the key `after`, and the outputs without a source, in listing order.
 
-    `after` is the key of a source, without the prefix of the sources.
+    `after` is the key of a source, without the prefix of the sources. With hashed names, sources
+    come in the order of their outputs, and outputs without a source at the end. These are left out
+    without `with_orphans`, and if the outputs of other sources are among them.
 
     A picture is current if its output exists and its only receipt has the source's version, the
     output's size and `recipe`, if that is not None. With receipt keys the name of the receipt must
@@ -77,6 +85,19 @@ def compare(
     because the listing had changed, its key comes twice. Memory does not grow with the number of
     keys.
     """
+    compared = _compared(store, places, recipe, after)
+    if not with_orphans or places.are_mixed:
+        yield from (each for each in compared if each.source is not None)
+    elif places.are_hashed:
+        yield from _with_sure_orphans(store, places, compared)
+    else:
+        yield from compared
+
+
+def _compared(
+    store: ObjectStore, places: Places, recipe: str | None, after: str
+) -> Iterator[Compared]:
+    """Yield the sources, and what the listings have as outputs without a source."""
     listings = _Listings(store, places, after)
     sources, outputs = listings.sources, listings.outputs
     while (source := sources.head) is not None:
@@ -96,6 +117,28 @@ def compare(
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)
         outputs.advance()
+
+
+def _with_sure_orphans(
+    store: ObjectStore, places: Places, compared: Iterator[Compared]
+) -> Iterator[Compared]:
+    """Yield the sources, and then the outputs whose source is not in a second listing either.
+
+    A hashed name does not tell which source to ask the store about. The outputs were listed before
+    the second listing of the sources begins, so it has the source of each that has one.
+    """
+    with closing(disk.Texts("the list of outputs without a source")) as unmatched:
+        for each in compared:
+            if each.source is None:
+                unmatched.add(each.key)
+            else:
+                yield each
+        if not unmatched.count:
+            return
+        sources = places.index.renew(store, places)
+        for key in unmatched:
+            if sources.find(key) is None:
+                yield Compared(key, None, False)
 
 
 def without_output(store: ObjectStore, places: Places) -> Iterator[ReceiptName]:
@@ -120,15 +163,16 @@ def settle(
 ) -> Settled | None:
     """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
     key, destination = compared.key, places.destination(compared.key)
-    listed = source_uri(places, key, compared.source, None)
-    if reason := refusal(store, listed) or refusal(store, destination):
+    listed = source_uri(store, places, key, compared.source, None)
+    if reason := (listed and refusal(store, listed)) or refusal(store, destination):
         state: State = "refused" if compared.source else "orphan"
         return Settled(key, state, compared.source, None, reason)
     if compared.source is None:
         output = store.head(destination)
-        source = store.head(source_uri(places, key, None, output))
+        listed = source_uri(store, places, key, None, output)
+        source = store.head(listed) if listed else None
     else:
-        source = store.head(listed)
+        source = store.head(compared.source.uri)
         output = store.head(destination)
     if source is None or places.key(source.uri) != key:
         return None if output is None else Settled(key, "orphan", None, output)
@@ -138,12 +182,20 @@ def settle(
 
 
 def source_uri(
-    places: Places, key: str, source: StoredObject | None, output: StoredObject | None
-) -> ObjectUri:
-    """Return the address of the source of a picture, of which either object may be missing."""
+    store: ObjectStore,
+    places: Places,
+    key: str,
+    source: StoredObject | None,
+    output: StoredObject | None,
+) -> ObjectUri | None:
+    """Return the address of the source of a picture, of which either object may be missing.
+
+    It is None if the key is hashed, and no source has it.
+    """
     if source is not None:
         return source.uri
-    return places.source.join(key) if output is None else places.source_of(key, output.metadata)
+    marked = None if output is None else places.source_of(store, key, output.metadata)
+    return marked or next(iter(places.possible_sources(store, key)), None)
 
 
 def _settle_foreign(
@@ -354,8 +406,9 @@ class _Listings:
         self.sources = _Listing[StoredObject](places.source, lambda stored: places.key(stored.uri))
         self.outputs = _output_listing(places)
         self.receipts = _receipt_listing(places)
-        source = places.source
-        self.sources.read(store.listing(source.bucket, source.prefix, self.sources.address(after)))
+        self.sources.read(places.list_sources(store, after))
+        if after and places.are_hashed:
+            after = places.key(places.source.join(after))
         self.outputs.read(list_outputs(store, places, self.outputs.address(after)))
         place = self.receipts.place
         self.receipts.read(receipts.list_folder(store, place, self.receipts.address(after)))

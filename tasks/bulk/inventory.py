@@ -1,8 +1,8 @@
 """S3 inventories and manifests of Batch Operations, read in place of listings.
 
 An inventory is a snapshot: objects that came later are not in it. Its files are in no order, so
-their rows are sorted in a temporary database on disk, which SQLite deletes by itself. Memory does
-not grow with the number of keys. All files are read and checked before the first row is used.
+their rows are sorted in a temporary database on disk. Memory does not grow with the number of keys.
+All files are read and checked before the first row is used.
 """
 
 import csv
@@ -10,31 +10,25 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote_plus
 
 from ..addresses import ObjectUri
-from ..errors import InventoryInvalid, NothingFound, ObjectNotFound, OutputFailed, SettingsInvalid
+from ..errors import InventoryInvalid, NothingFound, ObjectNotFound
 from ..storage.s3 import ObjectStore, StoredObject
+from . import disk
 
 MAX_MANIFEST_BYTES = 16 << 20  # of the JSON of an inventory, which has a line for each file
 MANIFEST_SECONDS = 60.0
 FILE_SECONDS = 3600.0  # for the download of one file
-ROWS_AT_ONCE = 10_000  # from one call of SQLite to the next
-CACHE_KIB = 64 << 10  # of SQLite
 BUCKET, KEY = "bucket", "key"
 BATCH_FIELDS = (BUCKET, KEY, "versionid")  # the columns of a manifest of Batch Operations
-# SQLite reads these, and silently uses another folder if it can't write to the one that they name.
-FOLDER_VARIABLES = ("SQLITE_TMPDIR", "TMPDIR")
 MAX_FIELD = 16 << 10  # characters; a key has 1,024 bytes at most, and thrice as many when encoded
 
 Row = tuple[str, int, str, str]
@@ -66,10 +60,7 @@ class Inventory:
         self.bucket = bucket
         self.has_times = has_times
         self._files = files
-        # An empty name stands for a temporary database on disk.
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database = disk.open_database()
         self._database.execute("CREATE TABLE rows (key BLOB, size, etag, modified)")
 
     @classmethod
@@ -80,7 +71,7 @@ class Inventory:
         can't be used or is of another bucket, SettingsInvalid if TMPDIR is no folder for its rows,
         OutputFailed without room for them, and the errors of the store.
         """
-        _check_folder(os.environ)
+        disk.check_folder()
         is_csv = not manifest.key.lower().endswith(".json")
         with store.open(manifest) as opened:
             etag = opened.stored.etag
@@ -90,7 +81,7 @@ class Inventory:
         else:
             bucket, files = _inventory_files(manifest, content, buckets)
         has_times = all("lastmodifieddate" in file.fields for file in files)
-        with ExitStack() as stack, _room():
+        with ExitStack() as stack, disk.room("the inventory"):
             inventory = cls(f"{manifest}@{etag}", bucket, has_times, len(files))
             stack.callback(inventory.close)
             for file in files:
@@ -130,34 +121,10 @@ class Inventory:
             )
 
     def _add(self, rows: Iterator[Row]) -> None:
-        while batch := [(key.encode(), *rest) for key, *rest in islice(rows, ROWS_AT_ONCE)]:
+        while batch := [(key.encode(), *rest) for key, *rest in islice(rows, disk.ROWS_AT_ONCE)]:
             self._database.execute("BEGIN")
             self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", batch)
             self._database.execute("COMMIT")
-
-
-def _check_folder(environment: Mapping[str, str]) -> None:
-    """Raise SettingsInvalid if a variable names no folder in which rows can be sorted."""
-    for variable in FOLDER_VARIABLES:
-        folder = environment.get(variable)
-        if folder and not (
-            Path(folder).is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
-        ):
-            raise SettingsInvalid(
-                f"{variable}: {folder} is no folder that this user may write to: create it, or "
-                f"correct {variable}"
-            )
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OutputFailed(
-            f"the inventory can't be sorted on this disk ({error}): "
-            "set TMPDIR to a folder with room"
-        ) from None
 
 
 def _after_all(prefix: bytes) -> bytes:

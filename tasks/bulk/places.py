@@ -1,28 +1,30 @@
 """The places of a bulk command: a prefix of sources and the prefix of their outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import BucketNotAllowed, InvalidRequest
-from ..output_names import output_key, source_keys
 from ..routes import RESERVED, Route, Routes
 from ..signatures import Key
 from ..storage.marks import Marks
+from ..storage.s3 import ObjectStore, StoredObject
+from .source_index import SourceIndex
 
 
 @dataclass(frozen=True)
 class Places:
     """The sources below `source` and their outputs below `output`, both within `route`.
 
-    `marks` recognise the source of an output.
+    `marks` recognise the source of an output. `index` has the sources if names are hashed.
     """
 
     route: Route
     source: PrefixUri
     output: PrefixUri
     marks: Marks = field(default=Marks(), compare=False)
+    index: SourceIndex = field(default_factory=SourceIndex, compare=False, repr=False)
 
     @classmethod
     def find(
@@ -61,20 +63,55 @@ class Places:
             raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
         return cls(route, route.sources_of(output), output, Marks(keys))
 
+    @property
+    def are_hashed(self) -> bool:
+        return self.route.names.are_hashed
+
+    @property
+    def are_mixed(self) -> bool:
+        """True if outputs of sources outside of `source` are among the outputs."""
+        return self.are_hashed and self.source != self.route.source
+
     def key(self, source: ObjectUri) -> str:
         """Return the key of the output of `source`, without the prefix of the outputs."""
-        return output_key(self.source.relative(source), self.route.heif_suffix)
+        base = self.route.source if self.are_hashed else self.source
+        return self.route.names.output_key(base.relative(source))
 
-    def source_of(self, key: str, metadata: Mapping[str, str]) -> ObjectUri:
-        """Return the source of the output `key`, which has `metadata`.
+    def list_sources(self, store: ObjectStore, after: str = "") -> Iterator[StoredObject]:
+        """Yield the sources after the source `after`, which has no prefix of the sources.
 
-        If the output is marked with none of the sources that it may have, this is that of its key.
+        They come in the order of their outputs: as they are listed, or with hashed names sorted.
         """
-        for source_key in source_keys(key, self.route.heif_suffix):
-            source = self.source.join(source_key)
+        if self.are_hashed:
+            start = self.key(self.source.join(after)) if after else ""
+            return self.index.sources(store, self).after(start)
+        start = self.source.prefix + after if after else ""
+        return store.listing(self.source.bucket, self.source.prefix, start)
+
+    def possible_sources(self, store: ObjectStore, key: str) -> list[ObjectUri]:
+        """Return the sources that the output `key` may have by its name, the likeliest first.
+
+        With hashed names there is one, or none if no source has this name.
+        """
+        if not self.are_hashed:
+            return self._sources_by_name(key)
+        found = self.index.sources(store, self).find(key)
+        return [] if found is None else [found]
+
+    def source_of(
+        self, store: ObjectStore, key: str, metadata: Mapping[str, str]
+    ) -> ObjectUri | None:
+        """Return the source with which the output `key` is marked; None if it is none of its own.
+
+        The output may be from before the route hashed its names.
+        """
+        for source in (*self._sources_by_name(key), *self.possible_sources(store, key)):
             if self.marks.is_source(metadata, source):
                 return source
-        return self.source.join(key)
+        return None
+
+    def _sources_by_name(self, key: str) -> list[ObjectUri]:
+        return [self.source.join(source_key) for source_key in self.route.names.source_keys(key)]
 
     def destination(self, key: str) -> ObjectUri:
         """Return the address of the output of `key`."""

@@ -54,13 +54,14 @@ class Only:
 class Finding:
     """A picture that is not current, or has doubtful faces, and the `reason` for the finding.
 
-    `version` is the source as it is now, None if it is gone. `lowest_score` is only set if findings
-    are chosen by their score. `is_wanted` says whether they were chosen. `older_output` is true for
-    a held picture of which an older output is still published.
+    `source` is None if the name of the output is hashed, and no source has this name. `version` is
+    the source as it is now, None if it is gone. `lowest_score` is only set if findings are chosen
+    by their score. `is_wanted` says whether they were chosen. `older_output` is true for a held
+    picture of which an older output is still published.
     """
 
     state: State
-    source: ObjectUri
+    source: ObjectUri | None
     output: ObjectUri
     reason: str
     version: StoredObject | None = None
@@ -71,11 +72,13 @@ class Finding:
 
     def wanted(self, places: Places) -> Wanted:
         """Return the picture to publish, so that a worker makes its output again."""
+        assert self.source is not None
         etag = None if self.version is None else self.version.etag
         return Wanted(self.source, places.asked_destination(places.key(self.source)), etag)
 
     def destinations(self, places: Places) -> tuple[str | None, ...]:
         """Return the destinations in requests that lead to the output; None for the default."""
+        assert self.source is not None
         named = str(self.output)
         is_default = places.asked_destination(places.key(self.source)) is None
         return (None, named) if is_default else (named,)
@@ -201,7 +204,7 @@ class Reconciliation:
             settled, name = found, _receipt_name(found)
         finding = Finding(
             self._state(settled),
-            settled.source_uri(self._places),
+            settled.source_uri(self._store, self._places),
             self._places.destination(settled.key),
             _reason(self._places, settled, name, self._recipe),
             settled.source,
@@ -221,7 +224,12 @@ class Reconciliation:
         receipt = read_receipt(self._store, places, ReceiptName.of_output(settled.key, output))
         if receipt is None or receipt.output_bytes != output.size:
             return "orphan"
-        if not places.marks.is_source(output.metadata, settled.source_uri(places)):
+        source = settled.source_uri(self._store, places)
+        if source is None:
+            is_own = places.route.names.may_be_default(settled.key)
+        else:
+            is_own = places.marks.is_source(output.metadata, source)
+        if not is_own:
             return "source unknown"
         return "archived" if self._sources_deleted else "orphan"
 

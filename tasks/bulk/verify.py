@@ -130,8 +130,9 @@ class Verdict:
 
     ``held`` and ``output gone`` are states of receipts without an output. ``superseded`` is a
     receipt whose output was made again. ``source unknown`` is an output that is not at the default
-    address of its route. ``unplaced`` is a receipt by a version that did not sign the address of
-    the output. `exposed` has the faces of the state ``face exposed``.
+    address of its route, or whose hashed name no source has. ``unplaced`` is a receipt by a version
+    that did not sign the address of the output. `exposed` has the faces of the state ``face
+    exposed``.
     """
 
     output: ObjectUri
@@ -318,18 +319,19 @@ class Audit:
         A keyed mark of an unknown address can't be compared, but the receipt was found by it.
         """
         marks, mark = subject.places.marks, output.metadata.get(receipts.SOURCE_ETAG, "")
-        source = subject.places.source_of(subject.key, output.metadata)
-        if marks.is_version(mark, source, receipt.source_etag):
+        source = subject.places.source_of(self._store, subject.key, output.metadata)
+        if source is None and is_keyed(mark):
             return []
-        if is_keyed(mark) and not marks.is_source(output.metadata, source):
-            return []
-        return ["metadata differs"]
+        # A mark without a key is the ETag, whatever the address.
+        address = source or output.uri
+        is_version = marks.is_version(mark, address, receipt.source_etag)
+        return [] if is_version else ["metadata differs"]
 
     def _source_states(
         self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool
     ) -> list[State]:
-        uri = subject.places.source_of(subject.key, output.metadata)
-        if not subject.places.marks.is_source(output.metadata, uri):
+        uri = subject.places.source_of(self._store, subject.key, output.metadata)
+        if uri is None:
             return ["source unknown"]
         try:
             with self._store.open(uri) as opened:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,8 +25,9 @@ from PIL import Image
 from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.bulk.places import Places
+from tasks.output_names import OutputNames
 from tasks.records import dead_letters
-from tasks.routes import Routes
+from tasks.routes import Route, Routes
 from tasks.settings import Settings
 from tasks.signatures import Key
 from tasks.storage import receipts
@@ -541,9 +542,16 @@ class Archive:
 def archive_at() -> Callable[..., Archive]:
     """``archive_at(store, prefix)`` returns an archive below `prefix` in both buckets."""
 
-    def archive(store: ObjectStore, prefix: str, *keys: Key, heif_suffix: str = "") -> Archive:
-        routes = Routes.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
-        routes = routes.with_heif_suffix(heif_suffix)
+    def archive(
+        store: ObjectStore,
+        prefix: str,
+        *keys: Key,
+        heif_suffix: str = "",
+        names_key: Key | None = None,
+    ) -> Archive:
+        route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
+        route = replace(route, names=OutputNames(heif_suffix, names_key))
+        routes = Routes((route,))
         return Archive(store, Places.find(f"s3://{RAW}/{prefix}", None, routes, keys))
 
     return archive

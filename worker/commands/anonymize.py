@@ -24,7 +24,7 @@ from tasks.errors import (
     without_data,
 )
 from tasks.messages import FACE, AnonymizeOptions
-from tasks.output_names import output_key
+from tasks.output_names import with_heif_suffix
 from worker import logs
 from worker.commands import options
 from worker.commands.command import CommandApp
@@ -183,7 +183,7 @@ def find_jobs(paths: list[Path], output: Path | None, heif_suffix: str = "") -> 
     """
     jobs: dict[tuple[Path, Path | None], Job] = {}
     for source, relative, named in _files(paths, output and output.resolve()):
-        target = output and output / output_key(relative.as_posix(), heif_suffix)
+        target = output and output / with_heif_suffix(relative.as_posix(), heif_suffix)
         # The folder is resolved, but not the file: a link beside its file has an output of its own.
         place = source.parent.resolve() / source.name
         earlier = jobs.setdefault((place, target), Job(source, target, named))

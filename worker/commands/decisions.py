@@ -16,7 +16,6 @@ from tasks.bulk.in_order import in_order
 from tasks.bulk.places import Places
 from tasks.storage import decisions, receipts
 from tasks.storage.decisions import Decision, Record
-from tasks.storage.marks import Marks
 from tasks.storage.s3 import ObjectStore
 from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
@@ -34,10 +33,10 @@ class DecisionList:
 
     def __init__(self, settings: WorkerSettings, address: str) -> None:
         self._keys = settings.receipt_keys()
-        self._marks = Marks(self._keys)
         outputs = PrefixUri.parse(address)
         routes = settings.parsed_routes()
-        self._route = Places.of_outputs(outputs, routes, self._keys).route
+        route = Places.of_outputs(outputs, routes, self._keys).route
+        self._whole = Places.of_outputs(route.destination, routes, self._keys)
         self._outputs = outputs
         self._store = ObjectStore.connect(settings, connections=THREADS)
 
@@ -67,7 +66,7 @@ class DecisionList:
         return not flawed
 
     def _records(self) -> Iterator[Record]:
-        names = decisions.names(self._store, self._route.destination, self._outputs)
+        names = decisions.names(self._store, self._whole.output, self._outputs)
         oldest_first = sorted(names, key=lambda name: (name.stamp, str(name.uri)))
         read = partial(decisions.read, self._store, keys=self._keys)
         for record in in_order(read, oldest_first, THREADS):
@@ -91,9 +90,9 @@ class DecisionList:
         output, found = record.name.output, record.decision
         if output is None or found is None or found.source_mark is None:
             return None
-        source = self._route.source.join(self._route.destination.relative(output))
-        is_known = self._marks.is_source({receipts.SOURCE: found.source_mark}, source)
-        return str(source) if is_known else None
+        key, metadata = self._whole.output.relative(output), {receipts.SOURCE: found.source_mark}
+        source = self._whole.source_of(self._store, key, metadata)
+        return None if source is None else str(source)
 
 
 def _cells(record: Record) -> list[str]:

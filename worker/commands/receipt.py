@@ -215,11 +215,11 @@ def import_boxes(
     counts = Counter(picture.name for picture in pictures)
     settings = WorkerSettings.load()
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
-    store = ObjectStore.connect(settings)
+    corrections = boxes.Corrections(ObjectStore.connect(settings), routes, keys)
     wanted = []
     problems = 0
     for picture in pictures:
-        found = boxes.correction(store, routes, keys, picture)
+        found = corrections.of(picture)
         if found.wanted is not None and counts[picture.name] > 1:
             # The output of the last request would take the place of the others.
             found = boxes.Correction(picture.name, problem=TWICE)

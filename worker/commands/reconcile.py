@@ -125,6 +125,11 @@ def reconcile(
     with connected():
         redis.ping()  # so that an unreachable Redis is reported before a listing of hours
     recipe = _current_recipe(redis, recipe, only, places.route)
+    if places.are_mixed:
+        print_note(
+            f"names of outputs are hashed, and {places.source} is a part of the sources: outputs "
+            f"without a source are left out; name {places.route.source} for these too"
+        )
     started = time.monotonic()
     with listed_from(store, inventory, places), progress_bar("compared") as bar:
         reconciliation = Reconciliation(
@@ -182,7 +187,7 @@ def _print(finding: Finding, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_json_of(finding)), flush=True)
         return
-    address = finding.output if finding.state == "orphan" else finding.source
+    address = finding.output if finding.state == "orphan" else finding.source or finding.output
     score = "" if finding.lowest_score is None else f" ({finding.lowest_score:g})"
     enqueued = ", enqueued" if finding.enqueued else ""
     line = f"{finding.state:<8} {printable(str(address))}  {printable(finding.reason)}"
@@ -192,7 +197,7 @@ def _print(finding: Finding, as_json: bool) -> None:
 def _json_of(finding: Finding) -> dict[str, Any]:
     return {
         "state": finding.state,
-        "source": str(finding.source),
+        "source": None if finding.source is None else str(finding.source),
         "output": str(finding.output),
         "reason": finding.reason,
         "lowest_score": finding.lowest_score,

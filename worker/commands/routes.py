@@ -107,6 +107,8 @@ def _route_text(report: RouteReport) -> str:
     lines = [f"{name}{report.source} -> {report.destination}"]
     if report.suffixes:
         lines.append(f"  suffixes {' '.join(report.suffixes)}")
+    if report.names_key:
+        lines.append(f"  names    hashed with the secret {report.names_key}")
     lines.append(f"  settings {_settings_text(report.settings, report.own)}")
     lines.append(f"  recipe   {report.recipe or UNKNOWN}")
     if report.priority is not None:

@@ -30,7 +30,7 @@ def settings(as_json: Json = False, check: Check = False) -> ExitCode:
     Example: veil settings --check
     """
     if check:
-        WorkerSettings.load()
+        WorkerSettings.load_for_outputs()
         return ExitCode.OK
     if not as_json:
         print(markdown_table())

@@ -67,7 +67,7 @@ def worker(
     from worker import logs
     from worker.process import supervisor
 
-    settings = WorkerSettings.load()
+    settings = WorkerSettings.load_for_outputs()
     devices = supervisor.gpus(os.environ)
     count = workers or max(1, len(devices))
     if count > 1:

@@ -24,22 +24,23 @@ def search(store: ObjectStore, places: Places, below: float, limit: int) -> Iter
         receipt = stated.accepted if stated else None
         if receipt is None or receipt.lowest_score is None or receipt.lowest_score >= below:
             continue
-        yield _item(places, key, output, receipt)
+        yield _item(store, places, key, output, receipt)
         found += 1
         if found >= limit:
             return
 
 
-def _item(places: Places, key: str, output: StoredObject, receipt: Receipt) -> Item:
-    source = places.source_of(key, output.metadata)
-    is_known = places.marks.is_source(output.metadata, source)
+def _item(
+    store: ObjectStore, places: Places, key: str, output: StoredObject, receipt: Receipt
+) -> Item:
+    source = places.source_of(store, key, output.metadata)
     labels = Counter(receipt.labels)
     has_others = bool(labels.keys() - {FACE})
     asked = places.asked_destination(key)
     return Item(
         id=id_of("low", str(output.uri)),
         state="low score",
-        source=str(source) if is_known else None,
+        source=None if source is None else str(source),
         output=str(output.uri),
         destination=None if asked is None else str(asked),
         etag=receipt.source_etag,

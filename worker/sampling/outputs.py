@@ -55,8 +55,7 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
     """Return the output `stored` of `places` with the facts of its receipt."""
     output = store.head(stored.uri) or stored
     key = places.output.relative(output.uri)
-    source = places.source_of(key, output.metadata)
-    is_known = places.marks.is_source(output.metadata, source)
+    source = places.source_of(store, key, output.metadata)
     found = find_receipt(store, places, ReceiptName.of_output(key, output))
     receipt = found.accepted if found else None
     if receipt is None:
@@ -66,7 +65,7 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
         str(output.uri),
         output.etag,
         str(places.route),
-        str(source) if is_known else None,
+        None if source is None else str(source),
         receipt.source_etag,
         receipt.width,
         receipt.height,

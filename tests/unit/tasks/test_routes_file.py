@@ -1,5 +1,7 @@
 """The routes file: routes with names, and every mistake with its file, route and key."""
 
+import re
+
 import pytest
 
 from tasks.addresses import ObjectUri, PrefixUri
@@ -7,6 +9,7 @@ from tasks.errors import BucketNotAllowed, SettingsInvalid
 from tasks.messages import AnonymizeRequest
 from tasks.routes_file import MAX_ROUTES, read_routes
 from tasks.settings import Settings
+from tasks.signatures import Key
 
 TWO = """
 [routes.north]
@@ -201,3 +204,52 @@ def test_programs_that_only_enqueue_know_the_names_of_keys(file, monkeypatch):
     monkeypatch.setenv("VEIL_ROUTES_FILE", str(file(TWO + "regoin = 1\n")))
     with pytest.raises(SettingsInvalid, match=r"VEIL_ROUTES_FILE: .*south\] regoin .* region\?"):
         Settings.load()
+
+
+HASHED = "[routes.school]\n" + ROUTE.format("school") + 'output_names = "hash"\n'
+
+
+def test_a_route_may_hash_the_names_of_its_outputs(file, monkeypatch):
+    monkeypatch.setenv("VEIL_ROUTES_FILE", str(file(TWO + HASHED)))
+    monkeypatch.setenv("VEIL_NAMES_KEY", "k" * 32)
+    monkeypatch.setenv("VEIL_HEIF_SUFFIX", ".jpg")
+    routes = Settings.load().parsed_routes()
+    north = str(routes.resolve(request("s3://raw/north/Smith/a.JPG")).destination)
+    school = str(routes.resolve(request("s3://raw/school/Smith/John 1980.HEIC")).destination)
+    assert north == "s3://clean/north/Smith/a.JPG"
+    assert re.fullmatch(r"s3://clean/school/[0-9a-f]{32}\.jpg", school)
+
+
+def test_hashed_names_do_not_depend_on_the_places_of_their_route(file):
+    key = Key.parse("k" * 32)
+    (school,) = read_routes(file(HASHED), nothing_wrong, key)
+    (moved,) = read_routes(file(HASHED.replace("raw/school", "raw/moved")), nothing_wrong, key)
+    assert school.output_of(ObjectUri("raw", "school/a.jpg")) == moved.output_of(
+        ObjectUri("raw", "moved/a.jpg")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "secret", "message"),
+    [
+        (HASHED, None, r"\[routes.school\] output_names: \"hash\" needs VEIL_NAMES_KEY"),
+        (HASHED, "", r"\[routes.school\] output_names: \"hash\" needs VEIL_NAMES_KEY"),
+        (HASHED, "short", "VEIL_NAMES_KEY: .*32 characters or more"),
+        (HASHED, f"{'k' * 32},{'l' * 32}", "VEIL_NAMES_KEY: .*one secret, without commas"),
+        (
+            HASHED.replace("hash", "sha256"),
+            "k" * 32,
+            r"\[routes.school\] output_names: Input should be 'source' or 'hash'",
+        ),
+    ],
+)
+def test_hashed_names_without_a_proper_secret_are_refused_in_one_line(
+    file, monkeypatch, text, secret, message
+):
+    monkeypatch.setenv("VEIL_ROUTES_FILE", str(file(text)))
+    if secret is not None:
+        monkeypatch.setenv("VEIL_NAMES_KEY", secret)
+    with pytest.raises(SettingsInvalid, match=message) as raised:
+        Settings.load()
+    assert "\n" not in str(raised.value)
+    assert "kkk" not in str(raised.value)

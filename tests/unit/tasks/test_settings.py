@@ -476,6 +476,7 @@ SECRETS = {
     "redis_sentinel_password": "s" * 16,
     "notify_key": "n" * 32,
     "review_password": "p" * 16,
+    "names_key": "m" * 32,
 }
 
 

@@ -144,6 +144,19 @@ def test_settings_that_contradict_those_of_the_deployment_are_refused(load, monk
     assert load(text).parsed_routes().routes[0].name == "route-0"
 
 
+def test_hashed_names_need_a_receipt_key_because_marks_would_tell_names(load, monkeypatch):
+    monkeypatch.setenv("VEIL_NAMES_KEY", "n" * 32)
+    load('output_names = "hash"\n')  # for a trigger
+    with pytest.raises(SettingsInvalid, match=r"VEIL_RECEIPT_KEY: the route route-0 .*needs this"):
+        WorkerSettings.load_for_outputs()
+    monkeypatch.setenv("VEIL_RECEIPT_KEY", "k" * 32)
+    WorkerSettings.load_for_outputs()
+    settings = load('output_names = "hash"\nmargin = 0.3\n')
+    (route,) = settings.parsed_routes()
+    assert route.names.are_hashed
+    assert route.settings == {"margin": 0.3}
+
+
 def test_the_published_schema_is_up_to_date():
     assert ROUTES_SCHEMA.read_text() == routes_schema.text(), "run `make docs`"
 
@@ -158,6 +171,8 @@ def test_the_schema_takes_what_workers_take_and_refuses_what_they_refuse():
 
     assert is_valid(**EVERY_KEY)
     assert is_valid(keep_gps=True, region=0.5, suffixes=[".jpg"], priority="low")
+    assert is_valid(output_names="hash")
+    assert not is_valid(output_names="md5")
     for wrong in ({"metod": 1}, {"region": "half"}, {"region": 0.4}, {"margin": 2}, {"scales": 1}):
         assert not is_valid(**wrong)
     for wrong in ("", "urgent", 0):

@@ -20,6 +20,7 @@ PRIVATE = {
     "redis_password",
     "webhook_token",
     "receipt_key",
+    "names_key",
     "routes",
     "s3_endpoint",
     "metrics",

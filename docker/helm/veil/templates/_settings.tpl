@@ -6,7 +6,7 @@
 {{/* Fail if the variable `name` is a secret, or its `value` contains one. `place` is where it stands. */}}
 {{- define "veil.refuseSecret" -}}
 {{- $problem := "" }}
-{{- if regexMatch "(PASSWORD|TOKEN|SECRET|AUTH|DSN|ACCESS_KEY|ACCESS_KEY_ID|RECEIPT_KEY|NOTIFY_KEY|HEADERS)$" .name }}
+{{- if regexMatch "(PASSWORD|TOKEN|SECRET|AUTH|DSN|ACCESS_KEY|ACCESS_KEY_ID|RECEIPT_KEY|NOTIFY_KEY|NAMES_KEY|HEADERS)$" .name }}
 {{- $problem = "is a secret" }}
 {{- else if regexMatch "://[^@/]*:[^@/]*@|[?&]ssl_password=" (toString .value) }}
 {{- $problem = "contains a password" }}

@@ -9,8 +9,10 @@ from tasks.addresses import ObjectUri
 from tasks.bulk import backfill
 from tasks.bulk.backfill import Selection, SourcePages
 from tasks.bulk.places import Places
+from tasks.output_names import OutputNames
 from tasks.records import outcomes
 from tasks.routes import Routes
+from tasks.signatures import Key
 from tasks.storage.s3 import ObjectStore, StoredObject
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -35,6 +37,12 @@ def read(*keys, most=2, selection=None):
     reading = SourcePages(Listing(*keys), places, selection or Selection(), None)
     while not reading.at_end:
         yield reading.page(most)
+
+
+def hashed(secret):
+    (route,) = ROUTES
+    names = OutputNames(hash_key=Key.parse(secret))
+    return Places.find("s3://raw/in/2026", None, Routes((replace(route, names=names),)))
 
 
 def listed(key="a.jpg", modified=NOON):
@@ -71,8 +79,9 @@ def test_what_was_asked_decides_the_name():
         backfill.run_name(places, Selection(until=NOON)),
         backfill.run_name(places, Selection(suffixes=(".jpg",))),
         backfill.run_name(elsewhere, Selection()),
+        *(backfill.run_name(hashed(secret), Selection()) for secret in ("k" * 32, "l" * 32)),
     ]
-    assert len({name, *others}) == 6
+    assert len({name, *others}) == 8
 
 
 @pytest.mark.parametrize("below", ["É/x" * 200, "-", "写真", "a" * 900])

@@ -33,4 +33,4 @@ def output_of(source):
 def test_a_source_has_its_own_address_or_else_the_one_that_its_output_is_marked_with(
     source, output, address
 ):
-    assert Settled("a.jpg", "orphan", source, output).source_uri(PLACES) == address
+    assert Settled("a.jpg", "orphan", source, output).source_uri(None, PLACES) == address

@@ -5,7 +5,9 @@ import pytest
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed, InvalidRequest
+from tasks.output_names import OutputNames
 from tasks.routes import Route, Routes
+from tasks.signatures import Key
 
 ROUTES = Routes.parse("s3://raw/in=s3://clean/out", "s3://archive=s3://shown")
 
@@ -98,3 +100,27 @@ def test_suffixes_that_a_route_does_not_take_are_refused():
     with pytest.raises(InvalidRequest, match=r"route north only takes keys with \.jpg"):
         Places.find("s3://raw", None, routes).route.suffixes_among([".png"])
     assert Places.find("s3://archive", None, ROUTES).route.suffixes_among([".PNG"]) == (".PNG",)
+
+
+NAMES = OutputNames(hash_key=Key.parse("k" * 32))
+HASHED = Routes(
+    (Route(PrefixUri("raw", "in/"), PrefixUri("clean", "out/"), "school", names=NAMES),)
+)
+
+
+@pytest.mark.parametrize("source", ["s3://raw/in", "s3://raw/in/2026"])
+def test_hashed_names_are_the_same_for_a_part_of_the_sources(source):
+    places = Places.find(source, None, HASHED)
+    key = places.key(ObjectUri("raw", "in/2026/a.jpg"))
+    assert key == NAMES.output_key("2026/a.jpg")
+    assert places.destination(key) == ObjectUri("clean", "out/" + key)
+    assert places.asked_destination(key) is None
+    assert places.receipt_key(key) == key
+    assert places.are_mixed == (source != "s3://raw/in")
+
+
+def test_outputs_with_hashed_names_have_any_source_of_their_route():
+    places = Places.of_outputs(PrefixUri.parse("s3://clean/out/again"), HASHED)
+    assert str(places.source) == "s3://raw/in/"
+    key = places.key(ObjectUri("raw", "in/2026/a.jpg"))
+    assert places.asked_destination(key) == ObjectUri("clean", "out/again/" + key)
