@@ -158,7 +158,28 @@ class Corrections:
         if receipt is None or source is None:
             return Correction(picture.name, problem="no receipt tells what was hidden")
         wanted = Wanted(source, places.asked_destination(key))
-        return _correction(picture, receipt, wanted)
+        return self._correction(picture, receipt, wanted)
+
+    def _correction(
+        self, picture: AnnotatedPicture, receipt: Receipt, wanted: Wanted
+    ) -> Correction:
+        """Return what the boxes of `picture` ask for beside its `receipt`, by the request `wanted`."""
+        if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
+            return Correction(picture.name, problem="the boxes are of a picture of another size")
+        added, removed = _differences(picture, receipt)
+        if not added and not removed:
+            return Correction(picture.name)
+        if outside := [area for area in added if _is_outside(area, receipt)]:
+            named = ",".join(map(str, outside[0]))
+            return Correction(picture.name, problem=f"the area {named} is outside of the picture")
+        try:
+            _check_output(picture, receipt)
+            if removed:
+                _check_version(self._store, wanted.source, receipt)
+            options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
+        except VeilError as error:
+            return Correction(picture.name, problem=str(error))
+        return Correction(picture.name, replace(wanted, options=options), added, removed)
 
     def _place_of(self, output: str) -> tuple[Places, str]:
         uri = ObjectUri.parse(output)
@@ -166,26 +187,6 @@ class Corrections:
             if places.output.contains(uri):
                 return places, places.output.relative(uri)
         raise BucketNotAllowed(f"no route of {self._setting} leads to {output}: add one")
-
-
-def _correction(picture: AnnotatedPicture, receipt: Receipt, wanted: Wanted) -> Correction:
-    """Return what the boxes of `picture` ask for beside its `receipt`, by the request `wanted`."""
-    if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
-        return Correction(picture.name, problem="the boxes are of a picture of another size")
-    added, removed = _differences(picture, receipt)
-    if not added and not removed:
-        return Correction(picture.name)
-    if outside := [area for area in added if _is_outside(area, receipt)]:
-        named = ",".join(map(str, outside[0]))
-        return Correction(picture.name, problem=f"the area {named} is outside of the picture")
-    try:
-        _check_output(picture, receipt)
-        if removed:
-            _check_version(store, source, receipt)
-        options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
-    except VeilError as error:
-        return Correction(picture.name, problem=str(error))
-    return Correction(picture.name, replace(wanted, options=options), added, removed)
 
 
 def _check_output(picture: AnnotatedPicture, receipt: Receipt) -> None:
