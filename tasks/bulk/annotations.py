@@ -23,6 +23,7 @@ Format = Literal["coco", "cvat", "jsonl"]
 FORMATS = get_args(Format)
 FACE, EXPOSED, EXTRA = "face", "exposed", "extra"
 DIGEST = "output_sha256"  # the fact that tells of which output the shapes are
+ARE_MARKS = "are_marks"  # the fact of a line that only has the exposed faces of a picture
 LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3
 # Control characters that XML 1.0 can't have, not even escaped.
 XML_REPLACED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code not in (9, 10, 13)}
@@ -214,7 +215,9 @@ def _read_json(content: str) -> Iterator[AnnotatedPicture]:
 
 def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
     """Return the picture of a line; one of marks has an ``output`` and ``exposed`` boxes."""
+    facts = _facts_in(fields)
     if "exposed" in fields:
+        facts[ARE_MARKS] = True
         shapes = [Shape(_whole(area), EXPOSED) for area in fields["exposed"]]
         name = fields["output"] if "output" in fields else fields["name"]
     else:
@@ -228,7 +231,7 @@ def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
         int(fields.get("width") or 0),
         int(fields.get("height") or 0),
         shapes,
-        _facts_in(fields),
+        facts,
     )
 
 

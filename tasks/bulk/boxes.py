@@ -13,7 +13,7 @@ from ..routes import Routes
 from ..signatures import Key
 from ..storage.receipts import Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, StoredObject
-from .annotations import DIGEST, EXTRA, FACE, AnnotatedPicture, Area, Shape
+from .annotations import ARE_MARKS, DIGEST, EXTRA, FACE, AnnotatedPicture, Area, Shape
 from .comparison import list_outputs, list_receipts, read_receipt, refusal, without_output
 from .in_order import in_order
 from .places import Places
@@ -172,7 +172,9 @@ def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places,
 
 
 def _check_output(picture: AnnotatedPicture, receipt: Receipt) -> None:
-    """Raise InvalidRequest if `picture` has the boxes of another output than that of `receipt`."""
+    """Raise InvalidRequest if `picture` does not have all boxes of the output of `receipt`."""
+    if ARE_MARKS in picture.facts:
+        raise InvalidRequest("these are marks of a sample: veil sample --marks FILE --redo")
     stated = {"recipe": receipt.recipe, DIGEST: receipt.output_sha256}
     if any(picture.facts.get(name, value) != value for name, value in stated.items()):
         raise InvalidRequest(f"{REMADE}: export them again")
