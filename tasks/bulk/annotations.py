@@ -5,7 +5,9 @@ for images 1.1 is XML (docs.cvat.ai). JSON lines have one picture a line. Files 
 by picture, so an archive of any size can be exported. The name of a picture is its address.
 """
 
+import cmath
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ Format = Literal["coco", "cvat", "jsonl"]
 FORMATS = get_args(Format)
 FACE, EXPOSED, EXTRA = "face", "exposed", "extra"
 DIGEST = "output_sha256"  # the fact that tells of which output the shapes are
+ARE_MARKS = "are_marks"  # the fact of a line that only has the exposed faces of a picture
 LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3; those of models follow
 # Control characters that XML 1.0 can't have, not even escaped.
 XML_REPLACED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code not in (9, 10, 13)}
@@ -217,7 +220,9 @@ def _read_json(content: str) -> Iterator[AnnotatedPicture]:
 
 def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
     """Return the picture of a line; one of marks has an ``output`` and ``exposed`` boxes."""
+    facts = _facts_in(fields)
     if "exposed" in fields:
+        facts[ARE_MARKS] = True
         shapes = [Shape(_whole(area), EXPOSED) for area in fields["exposed"]]
         name = fields["output"] if "output" in fields else fields["name"]
     else:
@@ -231,7 +236,7 @@ def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
         int(fields.get("width") or 0),
         int(fields.get("height") or 0),
         shapes,
-        _facts_in(fields),
+        facts,
     )
 
 
@@ -268,19 +273,52 @@ def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:
     # Expat refuses exponential entities since 2.4.1.
     root = ElementTree.fromstring(content)  # noqa: S314
     for image in root.iter("image"):
-        shapes = []
-        for element in image:
-            label = element.get("label", FACE)
-            if element.tag == "box":
-                sides = [float(element.attrib[side]) for side in ("xtl", "ytl", "xbr", "ybr")]
-                shapes.append(Shape(_whole(sides), label))
-            elif element.tag == "polygon":
-                pairs = [point.split(",") for point in element.attrib["points"].split(";")]
-                numbers = [float(number) for pair in pairs for number in pair]
-                shapes.append(Shape(_whole(numbers), label))
+        shapes = [
+            Shape(_cvat_area(element), element.get("label", FACE))
+            for element in image
+            if element.tag != "tag"  # a label of the whole picture
+        ]
         width, height = (int(float(image.get(side, "0"))) for side in ("width", "height"))
         facts = _facts_in(image.attrib)
         yield AnnotatedPicture(image.attrib["name"], width, height, shapes, facts)
+
+
+def _cvat_area(element: ElementTree.Element) -> Area:
+    """Return the area of a box or a polygon, or the box around an ellipse or a mask.
+
+    Raises ValueError for another shape, which would otherwise leave clear what it marks.
+    """
+
+    def numbers(*names: str) -> list[float]:
+        return [float(element.attrib[name]) for name in names]
+
+    degrees = float(element.get("rotation", "0"))
+    if element.tag == "polygon":
+        pairs = [point.split(",") for point in element.attrib["points"].split(";")]
+        return _whole([float(number) for pair in pairs for number in pair])
+    if element.tag == "box":
+        x1, y1, x2, y2 = numbers("xtl", "ytl", "xbr", "ybr")
+        return _whole(_turned((x1, y1, x2, y2), degrees) if degrees else (x1, y1, x2, y2))
+    if element.tag == "ellipse":
+        x, y, width, height = numbers("cx", "cy", "rx", "ry")
+        turn = cmath.rect(1, math.radians(degrees))
+        across = math.hypot(width * turn.real, height * turn.imag)
+        down = math.hypot(width * turn.imag, height * turn.real)
+        return _whole((x - across, y - down, x + across, y + down))
+    if element.tag == "mask":
+        x, y, width, height = numbers("left", "top", "width", "height")
+        return _whole((x, y, x + width, y + height))
+    raise ValueError(f"{element.tag} is no area: draw a box, a polygon, an ellipse or a mask")
+
+
+def _turned(box_xyxy: Sequence[float], degrees: float) -> list[float]:
+    """Return the polygon of a box that is turned clockwise about its centre."""
+    x1, y1, x2, y2 = box_xyxy
+    centre = complex(x1 + x2, y1 + y2) / 2
+    turn = cmath.rect(1, math.radians(degrees))
+    corners = [complex(x, y) for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))]
+    turned = [centre + (corner - centre) * turn for corner in corners]
+    return [side for corner in turned for side in (corner.real, corner.imag)]
 
 
 def _whole(numbers: Sequence[float]) -> Area:

@@ -14,7 +14,7 @@ from ..signatures import Key
 from ..storage.receipts import Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, StoredObject
 from . import annotations
-from .annotations import DIGEST, EXTRA, AnnotatedPicture, Area, Shape
+from .annotations import ARE_MARKS, DIGEST, EXTRA, AnnotatedPicture, Area, Shape
 from .comparison import list_outputs, list_receipts, read_receipt, refusal, without_output
 from .in_order import in_order
 from .places import Places
@@ -163,7 +163,7 @@ class Corrections:
     def _correction(
         self, picture: AnnotatedPicture, receipt: Receipt, wanted: Wanted
     ) -> Correction:
-        """Return what the boxes of `picture` ask for beside its `receipt`, by the request `wanted`."""
+        """Return what the boxes of `picture` ask for beside its `receipt`; `wanted` is the request."""
         if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
             return Correction(picture.name, problem="the boxes are of a picture of another size")
         added, removed = _differences(picture, receipt)
@@ -190,7 +190,9 @@ class Corrections:
 
 
 def _check_output(picture: AnnotatedPicture, receipt: Receipt) -> None:
-    """Raise InvalidRequest if `picture` has the boxes of another output than that of `receipt`."""
+    """Raise InvalidRequest if `picture` does not have all boxes of the output of `receipt`."""
+    if ARE_MARKS in picture.facts:
+        raise InvalidRequest("these are marks of a sample: veil sample --marks FILE --redo")
     stated = {"recipe": receipt.recipe, DIGEST: receipt.output_sha256}
     if any(picture.facts.get(name, value) != value for name, value in stated.items()):
         raise InvalidRequest(f"{REMADE}: export them again")

@@ -230,7 +230,7 @@ def _settle_own(
     key = compared.key
     held = None
     if output is None or len(compared.receipts) != 1:
-        held = held_by(store, places, recipe, key, source)
+        held = _held(store, places, recipe, key, source)
     if output is None:
         settled = Settled(key, "missing", source, None)
     elif _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
@@ -327,7 +327,7 @@ def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
     return None
 
 
-def held_by(
+def _held(
     store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject
 ) -> Receipt | None:
     """Return the receipt by which this version of a picture is held; None if it is not held.

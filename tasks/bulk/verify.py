@@ -22,9 +22,9 @@ from ..storage.receipts import Face, Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, OpenObject, StoredObject
 from .comparison import (
     find_receipt,
-    held_by,
     list_outputs,
     list_receipts,
+    read_receipts,
     receipt_uri,
     refusal,
     without_output,
@@ -349,7 +349,7 @@ class Audit:
         if opened.stored.size != receipt.source_bytes:
             return ["source changed"]
         disposal = self._disposal if is_good else None
-        if disposal is None or self._keeps(disposal, subject, opened.stored, receipt):
+        if disposal is None or disposal.keeps(opened.stored, receipt):
             if opened.digest(self._read_seconds) != receipt.source_sha256:
                 return ["source changed"]
             return ["source kept"] if disposal else []
@@ -361,19 +361,20 @@ class Audit:
             return ["output differs"]
         if not disposal.allows(output, source, receipt):
             return ["output unlike source"]
+        if self._has_later_receipt(subject, opened.stored, receipt):
+            return ["source kept"]
         return [disposal.dispose(self._store, opened.stored)]
 
-    def _keeps(
-        self, disposal: Disposal, subject: Subject, source: StoredObject, receipt: Receipt
-    ) -> bool:
-        """Return whether `source` stays although its output is good.
+    def _has_later_receipt(self, subject: Subject, source: StoredObject, receipt: Receipt) -> bool:
+        """Return whether this version has a later receipt than that of its output.
 
-        The output may be an older one of a picture that was held since, which a person must see.
+        The picture was held since then, or a worker is just making it again.
         """
-        if disposal.keeps(source, receipt):
-            return True
-        held = held_by(self._store, subject.places, None, subject.key, source)
-        return held is not None
+        marks = subject.places.marks
+        return any(
+            other.created > receipt.created and marks.is_version(name.etag, source.uri, source.etag)
+            for name, other in read_receipts(self._store, subject.places, subject.key)
+        )
 
     def _output(self, subject: Subject, receipt: Receipt) -> bytes | None:
         """Return the current content of the output; None if it is not that of its receipt."""

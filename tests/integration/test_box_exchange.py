@@ -191,12 +191,14 @@ def test_boxes_that_fit_no_output_are_refused(archive, receipt, unattended, tmp_
         {"name": "s3://clean/boxes/a.jpg", "width": 999, "height": 9, "shapes": []},
         {"name": "s3://clean/boxes/../a.jpg", "shapes": []},
         {"name": "s3://clean/boxes/a.jpg", "shapes": [{"area": [5, 0, 6, 1]}]},
+        {"output": "s3://clean/boxes/a.jpg", "exposed": []},
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     done = receipt("import", path)
     assert done.returncode == 1
     assert "the area 5,0,6,1 is outside of the picture" in done.stderr
-    assert "0 enqueued, 0 unchanged, 6 refused" in done.stderr
+    assert "these are marks of a sample" in done.stderr
+    assert "0 enqueued, 0 unchanged, 7 refused" in done.stderr
     assert unattended.client.llen("uploads") == 0
     path.write_text("")
     assert receipt("import", path).returncode == 2

@@ -63,6 +63,36 @@ def test_cvat_is_what_its_reader_expects():
     assert box.attrib | {"label": "face", "xtl": "1", "ybr": "40"} == box.attrib
 
 
+@pytest.mark.parametrize(
+    ("element", "area"),
+    [
+        ('<ellipse cx="50" cy="40" rx="20" ry="10"/>', (30, 30, 70, 50)),
+        ('<ellipse cx="50" cy="40" rx="20" ry="10" rotation="90"/>', (40, 20, 60, 60)),
+        ('<mask rle="1, 2" left="5" top="6" width="10" height="20"/>', (5, 6, 15, 26)),
+        (
+            '<box xtl="10" ytl="20" xbr="50" ybr="40" rotation="90"/>',
+            (40, 10, 40, 50, 20, 50, 20, 10),
+        ),
+        ('<box xtl="10" ytl="20" xbr="50" ybr="40" rotation="0.0"/>', (10, 20, 50, 40)),
+        ('<tag label="blurred"/>', None),
+    ],
+)
+def test_each_shape_of_cvat_marks_its_area(tmp_path, element, area):
+    path = tmp_path / "boxes.xml"
+    path.write_text(f'<annotations><image name="a">{element}</image></annotations>')
+    (picture,) = read(path)
+    assert [shape.area for shape in picture.shapes] == ([] if area is None else [area])
+
+
+@pytest.mark.parametrize("tag", ["polyline", "points", "cuboid", "skeleton"])
+def test_a_shape_without_an_area_is_refused(tmp_path, tag):
+    """Without it the file would say that the face under it stays clear."""
+    path = tmp_path / "boxes.xml"
+    path.write_text(f'<annotations><image name="a"><{tag} points="1,2;3,4"/></image></annotations>')
+    with pytest.raises(DatasetInvalid, match=f"{tag} is no area"):
+        read(path)
+
+
 def test_marks_of_a_sample_are_lines():
     marks = '{"output": "s3://clean/a.jpg", "exposed": [[1, 2, 3, 4]]}\n'
     marks += '{"output": "s3://clean/b.jpg", "exposed": []}\n'
