@@ -232,10 +232,10 @@ class Outputs:
                 if present is not None:
                     self.check_source(fetched.source.uri, present)
             except (Permanent, SourceChanged):
-                self._withdraw_receipt(route, made, present)
+                self._withdraw_receipt(route, made)
                 raise
         else:
-            self._withdraw_receipt(route, made, present)
+            self._withdraw_receipt(route, made)
             raise StorageUnavailable(f"{destination} changed again while it was stored")
         return self._remove(older or (), made, route) or warning
 
@@ -360,14 +360,15 @@ class Outputs:
             return False
         return digest == hashlib.sha256(content).hexdigest()
 
-    def _withdraw_receipt(
-        self, route: Route, made: ReceiptName, present: StoredObject | None
-    ) -> None:
+    def _withdraw_receipt(self, route: Route, made: ReceiptName) -> None:
         """Delete the receipt of an output that was not stored.
 
-        The receipt stays if it is also that of the output at the destination. If the store refuses
-        to delete it, it stays too: no output has its recipe and version, so it proves nothing.
+        The receipt stays if it is also that of the output at the destination, which another worker
+        may have stored meanwhile. If the store refuses to delete it, it stays too: no output has
+        its recipe and version, so it proves nothing.
         """
+        with destination_errors():
+            present = self._store.head(route.destination.join(made.key))
         if present is not None:
             stated = ReceiptName.of_output(made.key, present)
             if (stated, stated.size) == (made, made.size):
