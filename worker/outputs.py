@@ -211,7 +211,13 @@ class Outputs:
         route, destination = fetched.routed.route, fetched.routed.destination
         made, present = self._made(fetched, receipt), fetched.replaces
         headers = self._headers(fetched.source)
+        older: Sequence[ObjectUri] | None = None
+        warning: str | None = None
         for _ in range(STORE_TRIES):
+            if present is not None and older is None and result.content is not None:
+                # Listed before the output is stored: right after that, another worker may store a
+                # newer one with its receipt, which must stay.
+                older, warning = self._older_receipts(route, made)
             confirm()
             self._put_receipt(route, made, receipt)
             try:
@@ -226,12 +232,12 @@ class Outputs:
                 if present is not None:
                     self.check_source(fetched.source.uri, present)
             except (Permanent, SourceChanged):
-                self._withdraw_receipt(route, made, present)
+                self._withdraw_receipt(route, made)
                 raise
         else:
-            self._withdraw_receipt(route, made, present)
+            self._withdraw_receipt(route, made)
             raise StorageUnavailable(f"{destination} changed again while it was stored")
-        return None if present is None else self._remove_older_receipts(route, made)
+        return self._remove(older or (), made, route) or warning
 
     def _receipt_of(
         self, source: StoredObject, route: Route, output: StoredObject
@@ -354,14 +360,15 @@ class Outputs:
             return False
         return digest == hashlib.sha256(content).hexdigest()
 
-    def _withdraw_receipt(
-        self, route: Route, made: ReceiptName, present: StoredObject | None
-    ) -> None:
+    def _withdraw_receipt(self, route: Route, made: ReceiptName) -> None:
         """Delete the receipt of an output that was not stored.
 
-        The receipt stays if it is also that of the output at the destination. If the store refuses
-        to delete it, it stays too: no output has its recipe and version, so it proves nothing.
+        The receipt stays if it is also that of the output at the destination, which another worker
+        may have stored meanwhile. If the store refuses to delete it, it stays too: no output has
+        its recipe and version, so it proves nothing.
         """
+        with destination_errors():
+            present = self._store.head(route.destination.join(made.key))
         if present is not None:
             stated = ReceiptName.of_output(made.key, present)
             if (stated, stated.size) == (made, made.size):
@@ -373,23 +380,38 @@ class Outputs:
             # The caller raises the reason why the output was not stored.
             log.warning("receipt without an output stays", receipt=str(uri), **log_fields(error))
 
-    def _remove_older_receipts(self, route: Route, made: ReceiptName) -> str | None:
-        """Delete all receipts of the output but that of `made`; return a warning if that fails.
+    def _older_receipts(
+        self, route: Route, made: ReceiptName
+    ) -> tuple[Sequence[ObjectUri], str | None]:
+        """Return all receipts of the output but that of `made`, and a warning if that fails."""
+        own = receipts.uri(route.destination, made)
+        try:
+            found = receipts.list_names(self._store, route.destination, made.key)
+            return [uri for uri, _ in found if uri != own], None
+        except DELETE_REFUSED as error:
+            return (), _warn_of_older(route, made, error)
+
+    def _remove(self, older: Sequence[ObjectUri], made: ReceiptName, route: Route) -> str | None:
+        """Delete `older` receipts of the output; return a warning if that fails.
 
         The output and its own receipt are stored by then. A receipt that the store refuses to
         delete is therefore no failure of the picture: commands tell the receipts of an output apart
         by the metadata of the output.
         """
-        kept = receipts.uri(route.destination, made)
         try:
-            for uri, _ in receipts.list_names(self._store, route.destination, made.key):
-                if uri != kept:
-                    self._store.delete(uri)
+            for uri in older:
+                self._store.delete(uri)
         except DELETE_REFUSED as error:
-            output = str(route.destination.join(made.key))
-            log.warning("older receipts stay", output=output, **log_fields(error))
-            return f"older receipts stay: {error}"
+            return _warn_of_older(route, made, error)
         return None
+
+
+def _warn_of_older(route: Route, made: ReceiptName, error: VeilError) -> str:
+    """Log and return the warning that older receipts of an output stay."""
+    log.warning(
+        "older receipts stay", output=str(route.destination.join(made.key)), **log_fields(error)
+    )
+    return f"older receipts stay: {error}"
 
 
 @contextmanager

@@ -455,6 +455,36 @@ def test_a_worker_that_was_frozen_before_it_stored_does_not_replace_a_newer_outp
     assert len(site.receipts()) == 1
 
 
+def test_a_worker_that_was_frozen_after_it_stored_leaves_the_receipt_of_a_newer_output(site, place):
+    site.run(recipe=OLDER_RECIPE)
+
+    class Frozen(ObjectStore):
+        def put_in_place_of(self, *arguments):
+            """Return only after another worker has stored the output of a newer version."""
+            is_written = super().put_in_place_of(*arguments)
+            site.raw.put(place + "a.png", picture(1))
+            site.run()
+            return is_written
+
+    site.run(store=Frozen(site.client))
+    assert site.verified() == {place + "a.png": ("ok",)}
+    assert site.states() == {"a.png": "current"}
+    assert len(site.receipts()) == 1
+
+
+def test_the_receipt_of_what_another_worker_stored_stays_when_the_source_goes(site, place):
+    class Frozen(ObjectStore):
+        def put(self, *arguments):
+            """Return only after another worker has made the output, and the source is deleted."""
+            super().put(*arguments)
+            site.run()
+            site.client.delete_object(Bucket="raw", Key=place + "a.png")
+
+    with pytest.raises(ObjectNotFound):
+        site.run(store=Frozen(site.client))
+    assert site.verified() == {place + "a.png": ("ok", "source gone")}
+
+
 def test_public_metadata_and_names_tell_nothing_of_the_original(site, place):
     etag = site.raw.head(place + "a.png")["ETag"].strip('"')
     site.run(keys=(NEW,), options={"release": etag})
