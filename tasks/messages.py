@@ -255,8 +255,13 @@ class AnonymizeOptions(BaseModel):
         )
 
     def for_version(self, etag: str) -> Self:
-        """Return the options for the source version `etag`, without the release of another one."""
-        return self if self.release in (None, etag) else self.model_copy(update={"release": None})
+        """Return the options for the source version `etag`, without the release of another one.
+
+        The exempt areas go with it: in another version they show other faces.
+        """
+        if self.release in (None, etag):
+            return self
+        return self.model_copy(update={"release": None, "exempt": ()})
 
     def recipe(self, base: str) -> str:
         """Return the recipe of an output made with these options by a worker with recipe `base`.

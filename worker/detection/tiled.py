@@ -23,11 +23,14 @@ TILE_OVERLAP = 192
 CUT_MARGIN = 2
 # The longest side, in pixels, of the tiles of a closer pass, and the pixels that neighbours share.
 # Small tiles waste little around the places that the pass is for, and the faces there are small.
+# Where places would need too many of them, as a crowd does, they are larger.
 CLOSER_TILE_SIDE, CLOSER_TILE_OVERLAP = 256, 48
+LARGER_TILES = ((512, 96), (1024, TILE_OVERLAP), (MAX_CANVAS_SIDE, TILE_OVERLAP))
+MAX_CLOSER_TILES = 128
 # A tile with a side of at most this many pixels is not divided again, however many faces the model
 # finds in it.
 MIN_DIVISIBLE_SIDE = 32
-# The most canvases of one picture. A wall of 10,000 faces in 24 megapixels needs about 100.
+# The most canvases of one picture. Walls of small faces in 24 to 140 megapixels need 100 to 160.
 MAX_CANVASES = 1000
 ADVICE = "raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
 
@@ -151,16 +154,27 @@ class TiledModel:
     def _tiles(self, image: PassImage) -> list[Tile]:
         """Return the tiles of `image` that are given to the model."""
         height, width = image.pixels.shape[:2]
-        places = image.plan.places
-        if places is not None:
-            size = self.takes.fixed_size or (CLOSER_TILE_SIDE, CLOSER_TILE_SIDE)
-            overlap = min(CLOSER_TILE_OVERLAP, min(size) // 3)
-            planned = tiles(height, width, size, overlap)
-            return [tile for tile in planned if _any_in(places, tile, image)]
+        if image.plan.places is not None:
+            return self._closer_tiles(image, image.plan.places)
         size = self.takes.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
         # No coarser pass shows whole what the tiles of the coarsest one cut.
         overlap = min(size) // 2 if image.plan.is_coarsest else min(TILE_OVERLAP, min(size) // 3)
         return list(tiles(height, width, size, overlap))
+
+    def _closer_tiles(self, image: PassImage, places: Points) -> list[Tile]:
+        """Return the tiles of `image` that contain one of `places`."""
+        height, width = image.pixels.shape[:2]
+        kinds = [(CLOSER_TILE_SIDE, CLOSER_TILE_OVERLAP), *LARGER_TILES]
+        sizes = [((side, side), overlap) for side, overlap in kinds]
+        if fixed := self.takes.fixed_size:
+            sizes = [(fixed, min(CLOSER_TILE_OVERLAP, min(fixed) // 3))]
+        found: list[Tile] = []
+        for size, overlap in sizes:
+            planned = tiles(height, width, size, overlap)
+            found = [tile for tile in planned if _any_in(places, tile, image)]
+            if len(found) <= MAX_CLOSER_TILES:
+                break
+        return found
 
     def _detect_in(self, parts: Sequence[_Part]) -> Iterator[tuple[_Part, Detections, bool]]:
         """Yield each part with its detections, in pixels of its image.

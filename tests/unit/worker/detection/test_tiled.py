@@ -12,6 +12,7 @@ from worker.detection.passes import Pass
 from worker.detection.tiled import (
     CLOSER_TILE_SIDE,
     MAX_CANVASES,
+    MAX_CLOSER_TILES,
     MIN_DIVISIBLE_SIDE,
     TILE_OVERLAP,
     ModelInput,
@@ -84,6 +85,19 @@ def test_the_places_of_a_closer_pass_are_covered_by_small_tiles_and_the_rest_is_
     model.detect(image(3000, 2000, Pass(1.0, places=places, is_coarsest=is_coarsest)))
     assert len(model.shapes) == 1
     assert max(model.shapes[0]) <= CLOSER_TILE_SIDE
+
+
+def test_the_places_of_a_crowd_are_covered_by_fewer_and_larger_tiles():
+    across, down = np.meshgrid(np.arange(50, 4000, 100), np.arange(50, 3000, 100))
+    places = np.stack([across.ravel(), down.ravel()], axis=1).astype(np.float32)
+    model = Model(found((10, 10, 20, 20)))
+    tiled = model.detect(image(4000, 3000, Pass(1.0, places=places)))
+    assert len(model.shapes) <= MAX_CLOSER_TILES
+    corners = tiled.found.boxes_xyxy[:, :2] - 10
+    is_covered = np.zeros(len(places), bool)
+    for corner, shape in zip(corners, model.shapes, strict=True):
+        is_covered |= ((places >= corner) & (places < corner + shape[::-1])).all(axis=1)
+    assert is_covered.all()
 
 
 @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
