@@ -91,7 +91,7 @@ class DetectorUnavailable(Transient):
 
 
 class PictureProcessLost(Transient):
-    """The process of the picture was killed from outside, or none can be started."""
+    """The process of the picture was killed from outside, or none can be started or is free."""
 
 
 class QueueUnavailable(Transient):
