@@ -91,7 +91,7 @@ class DetectorUnavailable(Transient):
 
 
 class PictureProcessLost(Transient):
-    """The process of the picture was killed from outside, or none can be started."""
+    """The process of the picture was killed, maybe because of others, or none can be started."""
 
 
 class QueueUnavailable(Transient):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from tasks.errors import ImageTooLarge, PictureCrashed, PictureProcessLost
+from tasks.errors import Busy, ImageTooLarge, PictureCrashed, PictureProcessLost
 from tasks.messages import AnonymizeOptions
 from worker import metrics
 from worker.anonymizer import (
@@ -65,7 +65,8 @@ class IsolatedAnonymizer(FileAnonymizer):
         """Return the anonymized file of the picture file `content`.
 
         Raises the errors of Anonymizer.anonymize; PictureCrashed if two processes die of the
-        picture; PictureProcessLost if they are killed from outside; and Busy if none is free.
+        picture; PictureProcessLost if they are killed from outside, or other pictures leave no time
+        for a second try alone; and Busy if no process is free.
         """
         stopwatch.on_stage("decoding")  # It may refuse the picture.
         work = Work(len(content), options, detect_only=False, handling=self._handling)
@@ -116,6 +117,13 @@ class IsolatedAnonymizer(FileAnonymizer):
             except ProcessDied as second:
                 metrics.PROCESS_DEATHS.inc()
                 raise _given_up(first, second) from None
+            except Busy as busy:
+                if not first.is_doubtful:
+                    raise
+                # As Busy it would be tried without limit, and end a process each time.
+                raise PictureProcessLost(
+                    f"the picture's process died: {first}; it can't be tried alone: {busy}"
+                ) from None
         metrics.count_detections(finished.result.detected, finished.result.near)
         return finished
 

@@ -4,6 +4,7 @@ foreign code reaches nothing.
 ``CHILD_KILLS=100`` is the long form of the tests of what remains.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -539,6 +540,21 @@ def test_a_process_that_is_not_started_leaves_no_descriptor(more):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert open_descriptors() == before
+
+
+def test_a_picture_whose_second_try_waits_too_long_is_not_tried_without_limit(wait_until):
+    pool = PicturePool(2, COMMAND, wait_seconds=0.1)
+    _, anonymizer = isolated(pool)
+
+    def second_process_works():
+        with contextlib.suppress(Busy):
+            return anonymizer.anonymize(picture(), Stopwatch()).content
+
+    with pool.borrowed():
+        wait_until(second_process_works)
+        with pytest.raises(PictureProcessLost, match=r"out of memory.*busy with other pictures"):
+            anonymizer.anonymize(order("memory"), Stopwatch())
+    pool.close()
 
 
 def test_a_picture_that_waits_too_long_for_a_process_is_busy():
