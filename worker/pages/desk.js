@@ -48,7 +48,8 @@ async function api(path, body, headers = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Refusal(0, "The desk does not answer. Nothing was published.");
+    const mayCount = path.startsWith("/api/decide/") ? " The decision may count: look at the list before you repeat it." : "";
+    throw new Refusal(0, `The desk does not answer.${mayCount}`);
   }
   if (answer.status === 401) ended();
   if (!answer.ok) {
@@ -870,7 +871,7 @@ function failed(item, text) {
 async function watch(item, task, version, polling) {
   while (state.polling === polling && state.item === item) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    const result = await json(`/api/result/${task}`, undefined, UNUSED);
+    const result = await resultOf(task);
     if (state.polling !== polling || state.item !== item) return;
     if (result.state === "done") {
       await finished(item, result, version);
@@ -880,7 +881,18 @@ async function watch(item, task, version, polling) {
       failed(item, `${result.error}: ${result.message}`);
       return;
     }
-    say(result.state === "pending" ? "Queued: waiting for a worker …" : `In work: ${result.state} …`);
+    if (result.state === "asking again") say("Queued. The desk does not answer: asking again …", "bad");
+    else say(result.state === "pending" ? "Queued: waiting for a worker …" : `In work: ${result.state} …`);
+  }
+}
+
+// The request goes on while the desk or Redis does not answer, so it has not failed.
+async function resultOf(task) {
+  try {
+    return await json(`/api/result/${task}`, undefined, UNUSED);
+  } catch (refusal) {
+    if (![0, 502, 503, 504].includes(refusal.status)) throw refusal;
+    return { state: "asking again" };
   }
 }
 
