@@ -498,6 +498,9 @@ def test_a_second_decision_hides_the_areas_of_a_redo_that_waits(log_in, listed, 
     hidden = {"region": 1.0, "extra": [[10, 20, 90, 120]]}
     assert waiting.options == hidden
     assert not client.get("/api/list").json["count"]
+    REVIEW_LIST.record(queue.client, shown_entry)  # as if Redis had lost its last second
+    assert not client.get("/api/list").json["count"]
+    REVIEW_LIST.record(queue.client, waiting)
     released = decide(client, item, "release")  # as if the redo had failed
     assert released.status == 200, released.body
     _, _, options = arguments_of(queue.client.lindex("uploads", 0))
