@@ -608,6 +608,17 @@ def test_a_picture_that_is_gone_or_no_picture_is_a_clear_state(log_in, listed, c
     assert client.get(f"/output/{item['id']}").status == 404
 
 
+def test_a_reviewer_is_told_of_frames_that_are_not_shown(log_in, listed, clean, wait_until):
+    listed("moving.gif")
+    file = io.BytesIO()
+    first, second = (Image.new("RGB", (32, 24), colour) for colour in ("red", "blue"))
+    first.save(file, "GIF", save_all=True, append_images=[second], duration=100)
+    clean.put("desk/moving.gif", file.getvalue())
+    client = log_in()
+    answer = client.get(f"/output/{shown(client, wait_until)['id']}")
+    assert answer.headers["X-Picture-Note"] == "the first of 2 frames"
+
+
 def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, store):
     listed("unrelated.jpg")
     pictures = []

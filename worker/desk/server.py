@@ -543,6 +543,7 @@ class PictureHandler(Handler):
     def _send(self, shown: Shown) -> None:
         self.set_header("Content-Type", "image/jpeg")
         self.set_header("X-Picture-Size", f"{shown.width}x{shown.height}")
+        self.set_header("X-Picture-Note", shown.note)
         self.finish(shown.jpeg)
 
     def _view(self, side: int | None) -> View:

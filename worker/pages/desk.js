@@ -80,7 +80,8 @@ function ended() {
 async function picture(kind, item, query) {
   const answer = await api(`/${kind}/${item.id}?${query}`);
   const [width, height] = answer.headers.get("X-Picture-Size").split("x").map(Number);
-  return { url: URL.createObjectURL(await answer.blob()), width, height };
+  const note = answer.headers.get("X-Picture-Note");
+  return { url: URL.createObjectURL(await answer.blob()), width, height, note };
 }
 
 function keyOf(item) {
@@ -429,7 +430,7 @@ async function load(item) {
   allow();
   state.size = shown ? { width: shown.width, height: shown.height } : guessedSize(item);
   setPicture(byId("output"), shown && shown.url);
-  byId("output-figure").querySelector("figcaption").textContent = captionOf(item, shown);
+  caption("output-figure", captionOf(item, shown), shown);
   const isNeeded = !shown || (item.state === "held" && !state.done);
   const needsSource = showsSources && item.source && (state.sourceShown || isNeeded);
   if (showsSources) {
@@ -440,6 +441,11 @@ async function load(item) {
   byId("output-figure").hidden = Boolean(needsSource && !shown);
   fit();
   if (needsSource) await loadSource(item);
+}
+
+// Whoever decides must know that there are frames that she does not see.
+function caption(figure, text, shown) {
+  byId(figure).querySelector("figcaption").textContent = shown?.note ? `${text}: ${shown.note}` : text;
 }
 
 function captionOf(item, shown) {
@@ -454,6 +460,7 @@ async function loadSource(item) {
     if (state.item !== item) return;
     const isNew = !item.has_output || item.state === "held";
     state.size = { width: shown.width, height: shown.height };
+    caption("source-figure", "source, not anonymized", shown);
     setPicture(byId("source"), shown.url);
     byId("source").querySelector("image").addEventListener("load", () => URL.revokeObjectURL(shown.url), { once: true });
     if (isNew) fit();
