@@ -13,14 +13,15 @@ from dataclasses import asdict, replace
 import pytest
 from PIL import Image
 
-from tasks.addresses import PrefixUri
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import ObjectNotFound, SourceChanged
 from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
 from tasks.routes import Routes
 from tasks.signatures import Key
-from tasks.storage import decisions
+from tasks.storage import decisions, receipts
+from tasks.storage.marks import Marks
 from tests.desk import Client, Desk
 from tools.local.servers import HOST, free_port
 from worker.desk import claims, items
@@ -606,6 +607,21 @@ def test_a_picture_that_is_gone_or_no_picture_is_a_clear_state(log_in, listed, c
     assert (broken.status, broken.json["error"]) == (422, "UnreadableImage")
     clean.client.delete_object(Bucket="clean", Key="desk/gone.jpg")
     assert client.get(f"/output/{item['id']}").status == 404
+
+
+def test_a_reviewer_is_told_of_an_output_of_another_version(log_in, listed, store, wait_until):
+    """What she draws on it would be at other places of the version that is held."""
+    entry = listed("versions.jpg", "held")
+    output = ObjectUri.parse("s3://clean/desk/versions.jpg")
+    source, marks = ObjectUri.parse(entry.source), Marks([Key.parse(KEY)])
+    client = log_in()
+    item = shown(client, wait_until)
+    assert (item["has_output"], item["is_other_version"]) == (True, False)  # of nobody
+    for etag, is_other in ((entry.etag, False), ("of another version", True)):
+        metadata = {receipts.SOURCE_ETAG: marks.version(source, etag)}
+        store.put(output, jpeg("blue"), "image/jpeg", metadata)
+        item = client.post("/api/next", {"id": item["id"]}).json
+        assert (item["has_output"], item["is_other_version"]) == (True, is_other)
 
 
 def test_a_reviewer_is_told_of_frames_that_are_not_shown(log_in, listed, clean, wait_until):

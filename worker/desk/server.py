@@ -440,11 +440,13 @@ class NextHandler(Handler):
         if is_gone and must_be_there:
             return None
         parts.items.keep(present)
+        has_output, is_other_version = parts.desk.has_output(present)
         return {
             **asdict(present),
             "title": present.title,
             "version": present.version,
-            "has_output": parts.desk.has_output(present),
+            "has_output": has_output,
+            "is_other_version": is_other_version,
             "is_gone": is_gone,
             "mark": None if mark is None or mark.is_gone else asdict(mark),
         }

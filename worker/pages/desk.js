@@ -293,7 +293,9 @@ async function show(item) {
   const isSample = item.state === "sample";
   chooseTool(isSample ? "extra" : "move");
   byId("extra-name").textContent = isSample ? "Mark a face" : "Hide a box";
-  for (const name of ["polygon", "exempt"]) document.querySelector(`[data-tool=${name}]`).hidden = isSample;
+  toolOf("polygon").hidden = isSample;
+  // What is drawn on one version of the source would be at other places of the held one.
+  toolOf("exempt").hidden = isSample || (item.is_other_version && !showsSources);
   byId("redo-options").hidden = isSample;
   byId("method").value = byId("region").value = "";
   byId("redo").classList.toggle("main", !isSample);
@@ -450,6 +452,7 @@ function caption(figure, text, shown) {
 
 function captionOf(item, shown) {
   if (item.state !== "held" || state.done) return shown ? "output" : "no output";
+  if (item.is_other_version) return "held: an output of another version of the source is published";
   if (shown || item.has_output) return "held: an earlier output is published";
   return item.has_output === null ? "held: the store does not say if an earlier output is published" : "no output: held";
 }
@@ -751,8 +754,12 @@ function removeLast() {
   draw();
 }
 
+function toolOf(name) {
+  return document.querySelector(`[data-tool=${name}]`);
+}
+
 function pickTool(tool) {
-  if (tool !== state.tool && closePolygon()) chooseTool(tool);
+  if (tool !== state.tool && !toolOf(tool).hidden && closePolygon()) chooseTool(tool);
 }
 
 for (const place of [byId("output"), byId("source")]) {
@@ -911,7 +918,7 @@ async function finished(item, result, version) {
     say(`${ending}: ${result.reason}.`, "bad");
   } else {
     Object.assign(item, {
-      version, has_output: true, revision: (item.revision || 0) + 1, left_xyxy: [],
+      version, has_output: true, is_other_version: false, revision: (item.revision || 0) + 1, left_xyxy: [],
       boxes_xyxy: result.boxes_xyxy ?? [], box_labels: result.box_labels ?? null,
       faces: result.faces ?? item.faces, labels: result.labels ?? null, options: result.options ?? item.options,
     });
