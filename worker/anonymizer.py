@@ -174,8 +174,8 @@ class FileAnonymizer(Protocol):
     def view(self, content: bytes, view: View) -> Anonymized:
         """Return a JPEG of the picture file `content` for people, with nothing hidden.
 
-        `width` and `height` are those of the upright picture. Raises a VeilError, as `anonymize`
-        does.
+        `width` and `height` are those of the upright picture. A note says that it is the first of
+        several frames. Raises a VeilError, as `anonymize` does.
         """
 
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
@@ -274,6 +274,7 @@ class Anonymizer(FileAnonymizer):
         Raises a VeilError, as `anonymize` does.
         """
         picture = self._decode(content)
+        count = len(picture.frames)
         return Anonymized(
             viewing.jpeg(picture, view),
             CONTENT_TYPES[viewing.FORMAT],
@@ -281,6 +282,7 @@ class Anonymizer(FileAnonymizer):
             picture.width,
             picture.height,
             Detections.none(),
+            notes=(f"the first of {count:,} frames",) if count > 1 else (),
         )
 
     def detect(self, pixels: Pixels) -> Detections:

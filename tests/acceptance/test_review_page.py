@@ -475,6 +475,19 @@ def test_an_output_that_was_made_again_can_be_made_once_more(browser, empty, pho
     until(browser, lambda: text(browser, "title") == "Nothing chosen")
 
 
+def test_a_request_goes_on_while_the_desk_does_not_answer(browser, empty, photographs):
+    """The page must not say that nothing is published: a worker publishes it."""
+    empty.list("away.jpg", photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "away.jpg")
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/api/result/*"]})
+    press(browser, Keys.ENTER, Keys.ENTER)
+    until(browser, lambda: "asking again" in text(browser, "status"))
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    until(browser, lambda: text(browser, "status").startswith("Done"))
+
+
 def test_the_address_of_a_token_counts_also_in_a_tab_that_shows_the_login(browser, empty):
     show_login(browser, empty)
     browser.find_element(By.ID, "name").send_keys(" ")

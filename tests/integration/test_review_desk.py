@@ -13,14 +13,15 @@ from dataclasses import asdict, replace
 import pytest
 from PIL import Image
 
-from tasks.addresses import PrefixUri
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import ObjectNotFound, SourceChanged
 from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
 from tasks.routes import Routes
 from tasks.signatures import Key
-from tasks.storage import decisions
+from tasks.storage import decisions, receipts
+from tasks.storage.marks import Marks
 from tests.desk import Client, Desk
 from tools.local.servers import HOST, free_port
 from worker.desk import claims, items
@@ -499,6 +500,9 @@ def test_a_second_decision_hides_the_areas_of_a_redo_that_waits(log_in, listed, 
     hidden = {"region": 1.0, "extra": [[10, 20, 90, 120]]}
     assert waiting.options == hidden
     assert not client.get("/api/list").json["count"]
+    REVIEW_LIST.record(queue.client, shown_entry)  # as if Redis had lost its last second
+    assert not client.get("/api/list").json["count"]
+    REVIEW_LIST.record(queue.client, waiting)
     released = decide(client, item, "release")  # as if the redo had failed
     assert released.status == 200, released.body
     _, _, options = arguments_of(queue.client.lindex("uploads", 0))
@@ -604,6 +608,32 @@ def test_a_picture_that_is_gone_or_no_picture_is_a_clear_state(log_in, listed, c
     assert (broken.status, broken.json["error"]) == (422, "UnreadableImage")
     clean.client.delete_object(Bucket="clean", Key="desk/gone.jpg")
     assert client.get(f"/output/{item['id']}").status == 404
+
+
+def test_a_reviewer_is_told_of_an_output_of_another_version(log_in, listed, store, wait_until):
+    """What she draws on it would be at other places of the version that is held."""
+    entry = listed("versions.jpg", "held")
+    output = ObjectUri.parse("s3://clean/desk/versions.jpg")
+    source, marks = ObjectUri.parse(entry.source), Marks([Key.parse(KEY)])
+    client = log_in()
+    item = shown(client, wait_until)
+    assert (item["has_output"], item["is_other_version"]) == (True, False)  # of nobody
+    for etag, is_other in ((entry.etag, False), ("of another version", True)):
+        metadata = {receipts.SOURCE_ETAG: marks.version(source, etag)}
+        store.put(output, jpeg("blue"), "image/jpeg", metadata)
+        item = client.post("/api/next", {"id": item["id"]}).json
+        assert (item["has_output"], item["is_other_version"]) == (True, is_other)
+
+
+def test_a_reviewer_is_told_of_frames_that_are_not_shown(log_in, listed, clean, wait_until):
+    listed("moving.gif")
+    file = io.BytesIO()
+    first, second = (Image.new("RGB", (32, 24), colour) for colour in ("red", "blue"))
+    first.save(file, "GIF", save_all=True, append_images=[second], duration=100)
+    clean.put("desk/moving.gif", file.getvalue())
+    client = log_in()
+    answer = client.get(f"/output/{shown(client, wait_until)['id']}")
+    assert answer.headers["X-Picture-Note"] == "the first of 2 frames"
 
 
 def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, store):

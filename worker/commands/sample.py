@@ -191,7 +191,9 @@ def _print(result: "Acceptance", is_on_desk: bool) -> None:
             f"{result.skipped:,} can't be marked, because the output was replaced or deleted "
             "since it was drawn: left out"
         )
-    if not result.is_complete:
+    if not result.reviewed and not result.unreviewed:
+        print_summary("nothing is left to review: draw another sample, with another --seed")
+    elif not result.is_complete:
         where = ": veil review serve" if is_on_desk else ""
         print_summary(
             f"sample {result.sample.name}: {result.reviewed:,} of {drawn:,} reviewed{where}"

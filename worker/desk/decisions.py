@@ -15,8 +15,9 @@ from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.redis.errors import connected
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
-from tasks.storage import decisions
+from tasks.storage import decisions, receipts
 from tasks.storage.decisions import Action, Decision
+from tasks.storage.marks import Marks
 from tasks.storage.s3 import ObjectStore
 from tasks.storage.upload_headers import PLAIN, UploadHeaders
 from worker.desk.items import Item, Items, drop_entry, output_uri
@@ -123,18 +124,25 @@ class Desk:
             samples.skip(self._redis, item.sample, item.number, by)
         return True
 
-    def has_output(self, item: Item) -> bool | None:
+    def has_output(self, item: Item) -> tuple[bool | None, bool]:
         """Return whether an output is published, for a held picture an earlier one.
 
-        None says that the store does not tell.
+        None says that the store does not tell. The second value says that the output is marked as
+        one of another version of the source: areas of the held version are at other places in it.
         """
-        output = output_uri(item)
-        if item.state != "held" or output is None:
-            return item.state != "held"
+        uri = output_uri(item)
+        if item.state != "held" or uri is None:
+            return item.state != "held", False
         try:
-            return self._store.head(output) is not None
+            output = self._store.head(uri)
         except VeilError:
-            return None
+            return None, False
+        if output is None:
+            return False, False
+        mark = output.metadata.get(receipts.SOURCE_ETAG)
+        source = ObjectUri.parse(item.source or "")
+        is_same = mark is None or Marks(self._keys).is_version(mark, source, item.etag or "")
+        return True, not is_same
 
     def _check_version(self, item: Item, needs_source: bool) -> None:
         """Raise SourceChanged if the source or the output was replaced since it was listed.

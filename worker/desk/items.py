@@ -321,7 +321,8 @@ class Items:
 
     def _is_decided(self, item: Item) -> bool:
         version, since = self._decided.get(item.id, ("", 0.0))
-        return version == item.version and time.monotonic() - since < DECIDED_SECONDS
+        is_same = version == item.version or self._asked.get(item.id) == (version, item.version)
+        return is_same and time.monotonic() - since < DECIDED_SECONDS
 
     def add_low_scores(self, items: Iterable[Item]) -> None:
         """Add pictures with a doubtful face."""

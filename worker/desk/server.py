@@ -440,11 +440,13 @@ class NextHandler(Handler):
         if is_gone and must_be_there:
             return None
         parts.items.keep(present)
+        has_output, is_other_version = parts.desk.has_output(present)
         return {
             **asdict(present),
             "title": present.title,
             "version": present.version,
-            "has_output": parts.desk.has_output(present),
+            "has_output": has_output,
+            "is_other_version": is_other_version,
             "is_gone": is_gone,
             "mark": None if mark is None or mark.is_gone else asdict(mark),
         }
@@ -543,6 +545,7 @@ class PictureHandler(Handler):
     def _send(self, shown: Shown) -> None:
         self.set_header("Content-Type", "image/jpeg")
         self.set_header("X-Picture-Size", f"{shown.width}x{shown.height}")
+        self.set_header("X-Picture-Note", shown.note)
         self.finish(shown.jpeg)
 
     def _view(self, side: int | None) -> View:

@@ -16,12 +16,16 @@ MAX_KEPT_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Shown:
-    """A JPEG of a picture, the size of the picture in pixels, and the version that it shows."""
+    """A JPEG of a picture, the size of the picture in pixels, and the version that it shows.
+
+    `note` says of which of several frames it is; empty if the picture has one.
+    """
 
     jpeg: bytes
     width: int
     height: int
     etag: str
+    note: str = ""
 
 
 class Views:
@@ -62,7 +66,7 @@ class Views:
             etag = opened.stored.etag
         seen = self._viewer.view(content, view)
         assert seen.content is not None
-        return Shown(seen.content, seen.width, seen.height, etag)
+        return Shown(seen.content, seen.width, seen.height, etag, "; ".join(seen.notes))
 
     def _keep(self, key: tuple[str, str, View], shown: Shown) -> None:
         with self._lock:

@@ -48,7 +48,8 @@ async function api(path, body, headers = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Refusal(0, "The desk does not answer. Nothing was published.");
+    const mayCount = path.startsWith("/api/decide/") ? " The decision may count: look at the list before you repeat it." : "";
+    throw new Refusal(0, `The desk does not answer.${mayCount}`);
   }
   if (answer.status === 401) ended();
   if (!answer.ok) {
@@ -79,7 +80,8 @@ function ended() {
 async function picture(kind, item, query) {
   const answer = await api(`/${kind}/${item.id}?${query}`);
   const [width, height] = answer.headers.get("X-Picture-Size").split("x").map(Number);
-  return { url: URL.createObjectURL(await answer.blob()), width, height };
+  const note = answer.headers.get("X-Picture-Note");
+  return { url: URL.createObjectURL(await answer.blob()), width, height, note };
 }
 
 function keyOf(item) {
@@ -291,7 +293,9 @@ async function show(item) {
   const isSample = item.state === "sample";
   chooseTool(isSample ? "extra" : "move");
   byId("extra-name").textContent = isSample ? "Mark a face" : "Hide a box";
-  for (const name of ["polygon", "exempt"]) document.querySelector(`[data-tool=${name}]`).hidden = isSample;
+  toolOf("polygon").hidden = isSample;
+  // What is drawn on one version of the source would be at other places of the held one.
+  toolOf("exempt").hidden = isSample || (item.is_other_version && !showsSources);
   byId("redo-options").hidden = isSample;
   byId("method").value = byId("region").value = "";
   byId("redo").classList.toggle("main", !isSample);
@@ -428,7 +432,7 @@ async function load(item) {
   allow();
   state.size = shown ? { width: shown.width, height: shown.height } : guessedSize(item);
   setPicture(byId("output"), shown && shown.url);
-  byId("output-figure").querySelector("figcaption").textContent = captionOf(item, shown);
+  caption("output-figure", captionOf(item, shown), shown);
   const isNeeded = !shown || (item.state === "held" && !state.done);
   const needsSource = showsSources && item.source && (state.sourceShown || isNeeded);
   if (showsSources) {
@@ -441,8 +445,14 @@ async function load(item) {
   if (needsSource) await loadSource(item);
 }
 
+// Whoever decides must know that there are frames that she does not see.
+function caption(figure, text, shown) {
+  byId(figure).querySelector("figcaption").textContent = shown?.note ? `${text}: ${shown.note}` : text;
+}
+
 function captionOf(item, shown) {
   if (item.state !== "held" || state.done) return shown ? "output" : "no output";
+  if (item.is_other_version) return "held: an output of another version of the source is published";
   if (shown || item.has_output) return "held: an earlier output is published";
   return item.has_output === null ? "held: the store does not say if an earlier output is published" : "no output: held";
 }
@@ -453,6 +463,7 @@ async function loadSource(item) {
     if (state.item !== item) return;
     const isNew = !item.has_output || item.state === "held";
     state.size = { width: shown.width, height: shown.height };
+    caption("source-figure", "source, not anonymized", shown);
     setPicture(byId("source"), shown.url);
     byId("source").querySelector("image").addEventListener("load", () => URL.revokeObjectURL(shown.url), { once: true });
     if (isNew) fit();
@@ -743,8 +754,12 @@ function removeLast() {
   draw();
 }
 
+function toolOf(name) {
+  return document.querySelector(`[data-tool=${name}]`);
+}
+
 function pickTool(tool) {
-  if (tool !== state.tool && closePolygon()) chooseTool(tool);
+  if (tool !== state.tool && !toolOf(tool).hidden && closePolygon()) chooseTool(tool);
 }
 
 for (const place of [byId("output"), byId("source")]) {
@@ -870,7 +885,7 @@ function failed(item, text) {
 async function watch(item, task, version, polling) {
   while (state.polling === polling && state.item === item) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    const result = await json(`/api/result/${task}`, undefined, UNUSED);
+    const result = await resultOf(task);
     if (state.polling !== polling || state.item !== item) return;
     if (result.state === "done") {
       await finished(item, result, version);
@@ -880,7 +895,18 @@ async function watch(item, task, version, polling) {
       failed(item, `${result.error}: ${result.message}`);
       return;
     }
-    say(result.state === "pending" ? "Queued: waiting for a worker …" : `In work: ${result.state} …`);
+    if (result.state === "asking again") say("Queued. The desk does not answer: asking again …", "bad");
+    else say(result.state === "pending" ? "Queued: waiting for a worker …" : `In work: ${result.state} …`);
+  }
+}
+
+// The request goes on while the desk or Redis does not answer, so it has not failed.
+async function resultOf(task) {
+  try {
+    return await json(`/api/result/${task}`, undefined, UNUSED);
+  } catch (refusal) {
+    if (![0, 502, 503, 504].includes(refusal.status)) throw refusal;
+    return { state: "asking again" };
   }
 }
 
@@ -892,7 +918,7 @@ async function finished(item, result, version) {
     say(`${ending}: ${result.reason}.`, "bad");
   } else {
     Object.assign(item, {
-      version, has_output: true, revision: (item.revision || 0) + 1, left_xyxy: [],
+      version, has_output: true, is_other_version: false, revision: (item.revision || 0) + 1, left_xyxy: [],
       boxes_xyxy: result.boxes_xyxy ?? [], box_labels: result.box_labels ?? null,
       faces: result.faces ?? item.faces, labels: result.labels ?? null, options: result.options ?? item.options,
     });

@@ -67,7 +67,13 @@ class Acceptance:
 
     @property
     def is_complete(self) -> bool:
-        return self.reviewed + self.skipped == len(self.sample.pictures)
+        """True if every picture was reviewed that could be, and at least one."""
+        return self.reviewed > 0 and not self.unreviewed
+
+    @property
+    def unreviewed(self) -> int:
+        """The number of pictures that can still be reviewed."""
+        return len(self.sample.pictures) - self.reviewed - self.skipped
 
     @property
     def statement(self) -> str:

@@ -60,6 +60,8 @@ def test_a_picture_that_is_gone_counts_nowhere_and_the_sample_is_complete_withou
     assert result.pictures.of == 1
     assert result.to_json()["skipped"] == 1
     assert b"1 of 2 pictures can't be marked" in page(result)
+    unseen = accept(a_sample(a_picture(1)), {0: gone})
+    assert (unseen.unreviewed, unseen.is_complete) == (0, False)  # nobody has looked at anything
 
 
 def test_each_route_has_its_own_rates():
