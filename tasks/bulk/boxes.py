@@ -163,7 +163,7 @@ class Corrections:
     def _correction(
         self, picture: AnnotatedPicture, receipt: Receipt, wanted: Wanted
     ) -> Correction:
-        """Return what the boxes of `picture` ask for, beyond its `receipt`, of the request `wanted`."""
+        """Return what the boxes of `picture` ask for. `wanted` is the request without them."""
         if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
             return Correction(picture.name, problem="the boxes are of a picture of another size")
         added, removed = _differences(picture, receipt)
