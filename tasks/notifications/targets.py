@@ -16,6 +16,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from .. import tls_errors
 from ..errors import VeilError
+from ..storage.aws_errors import NO_CREDENTIALS, UNREACHABLE
 from .address import ARN, secret_bytes
 from .events import CONTENT_TYPE, Event
 
@@ -115,7 +116,7 @@ class Aws(Target):
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(None, self._put, json.dumps(event))
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, *UNREACHABLE, *NO_CREDENTIALS) as error:
             raise NotAccepted(f"{self._name}: {error!s:.300}") from None
 
     def _to_queue(self, body: str) -> None:

@@ -5,9 +5,9 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from tornado.web import HTTPError
 
@@ -27,21 +27,32 @@ MAX_ID_CHARACTERS = 128
 UNENDED = {"PENDING": "queued", "RECEIVED": "queued", "STARTED": "working", "RETRY": "working"}
 FIELDS = ("source", "destination", "options", "queue")
 
+Answer = TypeVar("Answer")
+
 
 class KeyReused(VeilError):
     """An Idempotency-Key came with another request before."""
 
 
 class Pictures:
-    """The pictures that were requested over HTTP. Their results are kept for `result_seconds`."""
+    """The pictures that were requested over HTTP. Their results are kept for `result_seconds`.
+
+    Each answer takes at most `answer_seconds`.
+    """
 
     def __init__(
-        self, publisher: Publisher, redis: Any, routes: Routes, result_seconds: float
+        self,
+        publisher: Publisher,
+        redis: Any,
+        routes: Routes,
+        result_seconds: float,
+        answer_seconds: float,
     ) -> None:
         self._publisher = publisher
         self._redis = redis
         self._routes = routes
         self._result_seconds = int(result_seconds)
+        self._answer_seconds = answer_seconds
         # A publisher is used by one thread.
         self._publishing = ThreadPoolExecutor(1)
 
@@ -52,8 +63,7 @@ class Pictures:
         KeyReused or QueueUnavailable.
         """
         wanted, queue = self._parsed(body, idempotency_key)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._publishing, self._publish, wanted, queue)
+        await self._answer(self._publishing, self._publish, wanted, queue)
         return wanted.task_id
 
     async def find(self, task_id: str) -> dict[str, Any] | None:
@@ -61,7 +71,21 @@ class Pictures:
 
         Raises QueueUnavailable.
         """
-        return await asyncio.get_running_loop().run_in_executor(None, self._find, task_id)
+        return await self._answer(None, self._find, task_id)
+
+    async def _answer(
+        self, executor: Executor | None, function: Callable[..., Answer], *arguments: Any
+    ) -> Answer:
+        """Return what `function` does in a thread of `executor`.
+
+        A Redis that hangs holds the thread for longer than `answer_seconds`. The requests behind
+        must not pile up, so QueueUnavailable is raised.
+        """
+        running = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+        try:
+            return await asyncio.wait_for(running, self._answer_seconds)
+        except TimeoutError:
+            raise QueueUnavailable("Redis can't be used") from None
 
     def _parsed(self, body: bytes, idempotency_key: str | None) -> tuple[Wanted, str]:
         try:

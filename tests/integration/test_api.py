@@ -1,8 +1,10 @@
 """The HTTP API of the trigger: pictures are enqueued and found, and its document is right."""
 
 import json
+import socket
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -129,6 +131,30 @@ def test_a_key_that_came_with_another_request_is_refused_and_enqueues_nothing(ap
         b'"destination":null, "queue":"uploads"}'
     )
     assert post(same).json() == first.json()
+
+
+def test_a_redis_that_hangs_holds_up_no_request(start_watch):
+    with socket.create_server((HOST, 0)) as silent:
+        port = free_port()
+        environment = {
+            "VEIL_REDIS_URL": f"redis://{HOST}:{silent.getsockname()[1]}/0",
+            "VEIL_WEBHOOK_TOKEN": TOKEN,
+            "VEIL_ROUTES": "s3://raw=s3://clean",
+        }
+        with start_watch("--http", f"{HOST}:{port}", environment=environment):
+
+            def post(number):
+                return requests.post(
+                    f"http://{HOST}:{port}/v1/pictures",
+                    data=json.dumps({"source": f"s3://raw/{number}.jpg"}),
+                    headers={"Authorization": f"Bearer {TOKEN}"},
+                    timeout=SECONDS,
+                )
+
+            with ThreadPoolExecutor(4) as threads:
+                answers = list(threads.map(post, range(4)))
+    assert [answer.status_code for answer in answers] == [503] * 4
+    assert all("Retry-After" in answer.headers for answer in answers)
 
 
 @pytest.mark.parametrize(

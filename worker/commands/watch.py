@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TOKEN = re.compile(r"[!-~]{32,}")
 
 HOLD_SECONDS, OVERLAP_SECONDS = 4.0, 3600.0
-API_SECONDS = 3.0  # for Redis to answer a question of the HTTP API
+API_SECONDS = 3.0  # for Redis to answer a request of the HTTP API; then the answer is 503
 
 EventSource = Literal["sqs", "http", "poll"]
 
@@ -168,6 +168,7 @@ def _serve(
         impatient_client(celery, API_SECONDS),
         settings.parsed_routes(),
         settings.result_hours * 3600,
+        API_SECONDS,
     )
     asyncio.run(
         webhook.serve(trigger, redis, token, host, port, hold_seconds, api.handlers(pictures))

@@ -1,10 +1,14 @@
 """The signature of notifications, and the targets that are refused at the start."""
 
+import asyncio
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 
 from tasks.errors import SettingsInvalid
 from tasks.notifications.address import secret_bytes
-from tasks.notifications.targets import signed
+from tasks.notifications.targets import Aws, NotAccepted, signed
 from tasks.settings import Settings
 
 KEY = "k" * 32
@@ -60,3 +64,34 @@ def test_others_are_refused_without_their_secrets(target, key, expected):
         Settings.load(notify=target, notify_key=key)
     assert expected in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+class Page(BaseHTTPRequestHandler):
+    """The page of a proxy, in place of the answer of AWS."""
+
+    def do_POST(self):
+        body = b"<html>sign in"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_answer_that_is_not_that_of_aws_accepts_no_event(monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SNS", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    target = Aws("arn:aws:sns:eu-central-1:123456789012:outcomes")
+    try:
+        with pytest.raises(NotAccepted, match="outcomes"):
+            asyncio.run(target.send({"id": "1"}))
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
