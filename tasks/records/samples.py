@@ -102,12 +102,6 @@ def find(redis: Any, name: str) -> Sample | None:
     )
 
 
-def picture(redis: Any, name: str, number: int) -> SampledPicture | None:
-    """Return the picture `number` of the sample `name`; None if there is none."""
-    value = redis.hget(KEY + name + PICTURES_SUFFIX, str(number))
-    return None if value is None else _picture(value)
-
-
 def mark(
     redis: Any, name: str, number: int, exposed_xyxy: Iterable[Sequence[int]], by: str
 ) -> None:
@@ -127,14 +121,6 @@ def marks(redis: Any, name: str) -> dict[int, Mark]:
     """Return the marks of the sample `name` by the number of the picture."""
     stored = redis.hgetall(KEY + name + MARKS_SUFFIX)
     return {int(number): Mark(**json.loads(value)) for number, value in stored.items()}
-
-
-def drop(redis: Any, name: str) -> bool:
-    """Remove the sample `name` with its marks, and return whether there was one."""
-    with redis.pipeline() as pipe:
-        pipe.hdel(NAMES, name)
-        pipe.delete(KEY + name + PICTURES_SUFFIX, KEY + name + MARKS_SUFFIX)
-        return bool(pipe.execute()[0])
 
 
 def _picture(value: bytes) -> SampledPicture:
