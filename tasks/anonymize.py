@@ -353,8 +353,14 @@ def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None
     metrics.finished(report, task.request, routed.route.name)
     tracing.set_outcome(report.status)
     try:
-        with task.app.backend.client.pipeline() as pipe:
-            dead_letters.LETTERS.discard(pipe, source, routed.destinations)
+        redis = task.app.backend.client
+        # An output that exists already answers no earlier request for more to be hidden in it.
+        is_answered = report.status != "skipped" or not dead_letters.ask_for_more(
+            redis, routed, report
+        )
+        with redis.pipeline() as pipe:
+            if is_answered:
+                dead_letters.LETTERS.discard(pipe, source, routed.destinations)
             outcomes.count(pipe, report.status, _run_of(task), routed.route.name)
             if app.notifies:
                 outbox.put(pipe, events.of_report(report, task.request.id))

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InvalidRequest, MalformedMessage
+from ..messages import AnonymizeOptions, AnonymizeReport
 from ..redis import lua
-from .ledger import Ledger, name_of
+from ..routes import Routed
+from .ledger import Ledger, has_all, name_of
 from .outcomes import RUN_SECONDS_KEPT
 
 
@@ -73,6 +75,21 @@ def record(redis: Any, letter: DeadLetter) -> None:
     keys = (LETTERS.key, REFUSED_KEY)
     value = json.dumps(asdict(letter))
     redis.eval(RECORD_REFUSED, len(keys), *keys, letter.name, value, MAX_REFUSED)
+
+
+def ask_for_more(redis: Any, routed: Routed, report: AnonymizeReport) -> bool:
+    """Return whether a letter of this output asks for options that `report` does not have."""
+    names = [name_of(report.source, named) for named in routed.destinations]
+    letters = LETTERS.find(redis, names).values()
+    return any(not has_all(report.options or {}, _options(letter)) for letter in letters)
+
+
+def _options(letter: DeadLetter) -> Any:
+    """Return the options of a letter as a report has them, or unchanged if they are invalid."""
+    try:
+        return AnonymizeOptions.of(letter.options or {}).to_json()
+    except InvalidRequest:
+        return letter.options
 
 
 def assign_to_run(redis: Any, letter: DeadLetter, run: str) -> None:

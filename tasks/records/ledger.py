@@ -46,6 +46,15 @@ def name_of(source: str, destination: str | None) -> str:
     return source if destination is None else f"{source}\n{destination}"
 
 
+def has_all(made: Any, asked: Any) -> bool:
+    """Return whether the options `made` have all values of those `asked` for, both as JSON."""
+    if isinstance(asked, dict) and isinstance(made, dict):
+        return all(has_all(made.get(name), value) for name, value in asked.items())
+    if isinstance(asked, list) and isinstance(made, list):
+        return all(value in made for value in asked)
+    return bool(made == asked)
+
+
 @dataclass(frozen=True)
 class Ledger(Generic[Item]):
     """The entries of one `kind`, as JSON in the Redis hash `key`.

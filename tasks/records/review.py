@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ..messages import AnonymizeOptions, AnonymizeReport
 from ..routes import Routed
-from .ledger import Ledger, name_of
+from .ledger import Ledger, has_all, name_of
 
 State = Literal["held", "flagged"]
 
@@ -118,15 +118,6 @@ def _is_held_since(redis: Any, routed: Routed, report: AnonymizeReport) -> bool:
     return any(
         entry.state == "held"
         and entry.etag == report.source_etag
-        and not _has_all(report.options or {}, entry.options)
+        and not has_all(report.options or {}, entry.options)
         for entry in REVIEW_LIST.find(redis, names).values()
     )
-
-
-def _has_all(made: Any, asked: Any) -> bool:
-    """Return whether the options `made` have all values of those `asked` for, as JSON."""
-    if isinstance(asked, dict) and isinstance(made, dict):
-        return all(_has_all(made.get(name), value) for name, value in asked.items())
-    if isinstance(asked, list) and isinstance(made, list):
-        return all(value in made for value in asked)
-    return bool(made == asked)

@@ -279,6 +279,23 @@ def test_a_letter_of_an_earlier_version_is_read_and_ends_with_its_picture(dead, 
     assert unattended.client.hlen(key) == 2
 
 
+def test_a_repeated_event_ends_no_letter_of_a_request_for_more(worker, queue, raw, portrait, place):
+    source, area = raw.put(place + "a.jpg", portrait), [0, 0, 5, 5]
+
+    def letters():
+        return [one for one in dead_letters.LETTERS.entries(queue.client) if one.source == source]
+
+    queue.report(source)
+    give_up(queue, source, options={"extra": [area], "region": "full"})
+    assert queue.report(source)["status"] == "skipped"
+    assert len(letters()) == 1
+    queue.report(source, options={"extra": [area, [7, 7, 9, 9]], "region": 1.0})
+    assert letters() == []
+    give_up(queue, source)
+    assert queue.report(source)["status"] == "skipped"
+    assert letters() == []
+
+
 @pytest.mark.parametrize("named", [None, "default", "other"])
 def test_a_picture_that_succeeds_ends_the_letters_of_its_destination(
     worker, queue, raw, clean, portrait, place, named
