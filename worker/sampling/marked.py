@@ -31,7 +31,7 @@ def read(path: Path, sample: Sample) -> Marked:
     Every shape is an exposed face, unless its label says that it is a hidden one, or it has the
     label of a model and is at the place of a hidden object. A picture that the file has without a
     shape was reviewed, and has no exposed face. Raises DatasetInvalid if a mark can't be of its
-    picture.
+    picture, and if a picture is in the file twice.
     """
     numbers = {picture.output: number for number, picture in enumerate(sample.pictures)}
     found = Marked({})
@@ -40,6 +40,8 @@ def read(path: Path, sample: Sample) -> Marked:
         if number is None:
             found.others += 1
             continue
+        if number in found.marks:
+            raise DatasetInvalid(f"{path} has {annotated.name} twice: put its marks together")
         picture = sample.pictures[number]
         _require_same_size(path, annotated, picture)
         exposed = []

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tasks.errors import DatasetInvalid
 from tasks.records.samples import Sample, SampledPicture
 from worker.sampling import marked
 
@@ -37,3 +38,11 @@ def test_a_shape_is_exposed_unless_it_was_hidden(tmp_path, label, area, is_expos
     path.write_text(json.dumps({"name": PICTURE.output, "shapes": shapes}))
     found = marked.read(path, SAMPLE)
     assert found.marks[0].exposed_xyxy == ([area] if is_exposed else [])
+
+
+def test_a_picture_that_is_in_the_file_twice_is_refused(tmp_path):
+    path = tmp_path / "marks.jsonl"
+    lines = [{"output": PICTURE.output, "exposed": exposed} for exposed in ([ELSEWHERE], [])]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DatasetInvalid, match="has s3://clean/a.jpg twice"):
+        marked.read(path, SAMPLE)
