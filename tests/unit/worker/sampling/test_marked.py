@@ -44,5 +44,5 @@ def test_a_picture_that_is_in_the_file_twice_is_refused(tmp_path):
     path = tmp_path / "marks.jsonl"
     lines = [{"output": PICTURE.output, "exposed": exposed} for exposed in ([ELSEWHERE], [])]
     path.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(DatasetInvalid, match="has s3://clean/a.jpg twice"):
+    with pytest.raises(DatasetInvalid, match=r"has s3://clean/a\.jpg twice"):
         marked.read(path, SAMPLE)
