@@ -196,8 +196,9 @@ class AnonymizeOptions(BaseModel):
     `method` is the method for all labels, and `region` the region of faces; they have the values of
     the settings VEIL_METHOD and VEIL_REGION. An object of which at least half is in one of the
     areas `exempt` stays visible. The areas `extra` are hidden completely. An area is a box or a
-    polygon. `release` is the version of the source that a person has reviewed: that version is
-    never held. `rules` are rules by label, which replace those of VEIL_RULES value by value.
+    polygon. `version` is the version of the source that the areas `exempt` are for: in another one,
+    nothing is exempt. `release` is the version that a person has reviewed, which is never held.
+    `rules` are rules by label, which replace those of VEIL_RULES value by value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -206,6 +207,7 @@ class AnonymizeOptions(BaseModel):
     region: Region | None = None
     exempt: Areas = ()
     extra: Areas = ()
+    version: Etag | None = None
     release: Etag | None = None
     rules: Rules = Field(default_factory=dict)
 
@@ -236,44 +238,48 @@ class AnonymizeOptions(BaseModel):
 
     __json__ = to_json  # the name that kombu's encoder calls
 
-    def with_more(self, more: "AnonymizeOptions") -> Self:
+    def with_more(self, more: "AnonymizeOptions", etag: str | None) -> Self:
         """Return these options, overridden by `more`, with the areas of both and no release.
 
-        Rules are overridden value by value. Raises InvalidRequest for more areas than a request may
-        have, and for values of a rule that contradict each other.
+        The exempt areas are for the version `etag` of the source, if it is known. Rules are
+        overridden value by value. Raises InvalidRequest for more areas than a request may have, and
+        for values of a rule that contradict each other.
         """
         rules: dict[str, dict[str, Any]] = {}
         for options in (self, more):
             for label, rule in options.rules.items():
                 rules.setdefault(label, {}).update(rule.model_dump(exclude_none=True))
+        exempt = _with_new(self.exempt, more.exempt)
         return type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
-            exempt=_with_new(self.exempt, more.exempt),
+            exempt=exempt,
             extra=_with_new(self.extra, more.extra),
+            version=(etag or None) if exempt else None,
             rules=rules,
         )
 
     def for_version(self, etag: str) -> Self:
         """Return the options for the source version `etag`, without the release of another one.
 
-        The exempt areas go with it: in another version they show other faces.
+        The exempt areas of another version go, too: in this one they show other faces.
         """
-        if self.release in (None, etag):
+        if {self.release, self.version} <= {None, etag}:
             return self
-        return self.model_copy(update={"release": None, "exempt": ()})
+        release = etag if self.release == etag else None
+        return self.model_copy(update={"release": release, "version": None, "exempt": ()})
 
     def recipe(self, base: str) -> str:
         """Return the recipe of an output made with these options by a worker with recipe `base`.
 
-        Only the presence of `release` affects the recipe, not its value: recipes are public, and an
-        ETag can be the MD5 of the original.
+        No ETag affects the recipe, only the presence of `release`: recipes are public, and an ETag
+        can be the MD5 of the original.
         """
-        if self == type(self)():
+        public = self.model_copy(update={"version": None})
+        if public == type(self)():
             return base
-        public = self
         if self.release is not None:
-            public = self.model_copy(update={"release": "this version"})
+            public = public.model_copy(update={"release": "this version"})
         content = public.model_dump_json(exclude_defaults=True).encode()
         return f"{base}-{hashlib.sha256(content).hexdigest()[:8]}"
 

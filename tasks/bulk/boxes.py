@@ -176,7 +176,8 @@ class Corrections:
             _check_output(picture, receipt)
             if removed:
                 _check_version(self._store, wanted.source, receipt)
-            options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
+            more = AnonymizeOptions.parse(exempt=removed, extra=added)
+            options = receipt.asked.with_more(more, receipt.source_etag)
         except VeilError as error:
             return Correction(picture.name, problem=str(error))
         return Correction(picture.name, replace(wanted, options=options), added, removed)

@@ -53,7 +53,7 @@ class ReviewEntry:
 
     def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
         """Return the options of the request, overridden by `more`, with the areas of both."""
-        return AnonymizeOptions.of(self.options).with_more(more)
+        return AnonymizeOptions.of(self.options).with_more(more, self.etag)
 
     def asked_for(self, options: AnonymizeOptions) -> "ReviewEntry":
         """Return the entry of a picture that was requested again with `options`.

@@ -50,7 +50,7 @@ def wanted_again(finding: Finding) -> Wanted | None:
     misses = [tuple(box) for box in finding.exposed_xyxy if tuple(box) not in before.extra]
     if picture.source is None or not misses:
         return None
-    options = before.with_more(AnonymizeOptions.parse(extra=misses))
+    options = before.with_more(AnonymizeOptions.parse(extra=misses), picture.source_etag)
     return Wanted(ObjectUri.parse(picture.source), ObjectUri.parse(picture.output), options=options)
 
 

@@ -94,7 +94,7 @@ AREA = "an area needs four whole numbers: x1, y1, x2, y2, in pixels of the uprig
         ),
         (
             {"options": {"regoin": "full"}},
-            "options.regoin: unknown, choose from method, region, exempt, extra, release",
+            "options.regoin: unknown, choose from method, region, exempt, extra, version, release",
         ),
         ({"options": "full"}, "options: give a JSON object"),
         ({"source": None}, "source: must be an address like s3://BUCKET/KEY"),
@@ -192,11 +192,12 @@ def test_a_correction_keeps_what_was_asked_before():
     more = AnonymizeOptions.parse(
         extra=[[20, 0, 29, 9]], exempt=[[50, 0, 59, 9]], rules={"document": {"hold": False}}
     )
-    assert asked.with_more(more) == AnonymizeOptions.parse(
+    assert asked.with_more(more, "def") == AnonymizeOptions.parse(
         method="fill",
         region=1.0,
         extra=[[0, 0, 9, 9], [20, 0, 29, 9]],
         exempt=[[50, 0, 59, 9]],
+        version="def",
         rules={"plate": {"method": "fill", "margin": 1.0}, "document": {"hold": False}},
     )
 
@@ -204,15 +205,31 @@ def test_a_correction_keeps_what_was_asked_before():
 def test_a_correction_replaces_the_values_of_a_rule_that_it_has():
     asked = AnonymizeOptions.parse(rules={"FACE": {"region": 1.0, "margin": 0.1}})
     more = AnonymizeOptions.parse(rules={"FACE": {"margin": 0.3}})
-    assert asked.with_more(more).rules == {"FACE": Rule(region=1.0, margin=0.3)}
+    assert asked.with_more(more, None).rules == {"FACE": Rule(region=1.0, margin=0.3)}
 
 
 def test_a_correction_has_no_more_areas_than_a_request_may_have():
     area = [0, 0, 9, 9]
     most = AnonymizeOptions.parse(extra=[area] * 1000)
     with pytest.raises(InvalidRequest, match="extra"):
-        most.with_more(AnonymizeOptions.parse(extra=[[1, 1, 9, 9]]))
-    assert most.with_more(AnonymizeOptions.parse(extra=[area])) == most  # it is there already
+        most.with_more(AnonymizeOptions.parse(extra=[[1, 1, 9, 9]]), "def")
+    there_already = AnonymizeOptions.parse(extra=[area])
+    assert most.with_more(there_already, "def") == most
+
+
+def test_exempt_areas_apply_to_the_version_that_they_are_for_only():
+    asked = AnonymizeOptions.parse(exempt=[[0, 0, 9, 9]], extra=[[9, 9, 20, 20]], version="a" * 32)
+    assert asked.for_version("a" * 32) == asked
+    assert asked.for_version("b" * 32) == AnonymizeOptions.parse(extra=[[9, 9, 20, 20]])
+    released = AnonymizeOptions.parse(exempt=[[0, 0, 9, 9]], version="a", release="b")
+    assert released.for_version("b") == AnonymizeOptions.parse(release="b")
+
+
+def test_recipes_do_not_tell_the_version_of_exempt_areas():
+    exempt = {"exempt": [[0, 0, 9, 9]]}
+    one = AnonymizeOptions.parse(**exempt, version="a" * 32).recipe("0" * 16)
+    assert one == AnonymizeOptions.parse(**exempt).recipe("0" * 16)
+    assert AnonymizeOptions.parse(version="a" * 32).recipe("0" * 16) == "0" * 16
 
 
 def test_a_release_applies_to_the_reviewed_version_only():
