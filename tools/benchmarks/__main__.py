@@ -9,6 +9,7 @@ from typing import Any
 from tasks.errors import VeilError
 from tools.benchmarks import (
     accelerator,
+    average_precision,
     check,
     detector,
     dimensions,
@@ -37,6 +38,7 @@ from tools.local.servers import ServerFailed
 BENCHMARKS = {
     "exposure": exposure.run,
     "groups": groups.run,
+    "average_precision": average_precision.run,
     "plates": plates.run,
     "fidelity": fidelity.run,
     "check": check.run,
