@@ -1,4 +1,7 @@
-"""The residual check: detect faces in an output again, and hide those that are still found."""
+"""The residual check: compare an output with its picture, and detect faces in it again.
+
+Faces that are found are hidden too. What should be hidden already and is shown is an error.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import Permanent, UnreadableImage
 from tasks.messages import FACE, AnonymizeOptions, Check, Reason
 from worker import images
 from worker.detection.faces import Detections, outside
-from worker.masking import regions
+from worker.masking import comparing, regions
 from worker.treatments import Treatments
 
 Output = TypeVar("Output")
@@ -25,7 +29,8 @@ class Checked:
     """The outcome of a residual check.
 
     `verdict` is written to the receipt; `added` are the faces that the check found and hid;
-    `remaining` are those that its last detection still found.
+    `remaining` are those that its last detection still found, and those that the output shows
+    although they should be hidden.
     """
 
     verdict: Check
@@ -83,8 +88,11 @@ class ResidualCheck(Generic[Output]):
         started = time.perf_counter()
         added: list[Detections] = []
         remaining: list[Detections] | None = []
+        shown: list[Detections] = []
         for number in range(1, MAX_CHECKS + 1):
-            remaining = self._remaining(picture, found, output)
+            decoded = self._decoded(output)
+            shown = self._shown(picture, found, decoded)
+            remaining = self._remaining(picture, found, decoded)
             if not remaining:
                 break
             added += remaining
@@ -93,15 +101,50 @@ class ResidualCheck(Generic[Output]):
             elapsed = time.perf_counter() - started
             if (number + 1) / number * elapsed > self.max_seconds:
                 break
+        left = _joined([*(remaining or []), *shown])
         verdict: Check = "clear"
-        if remaining:
+        if len(left):
             verdict = "left"
         elif remaining is None:
             verdict = "same"
-        return output, Checked(verdict, _joined(added), _joined(remaining or []))
+        return output, Checked(verdict, _joined(added), left)
+
+    def _decoded(self, output: Output) -> images.Picture:
+        try:
+            return self.decode(output)
+        except Permanent as error:
+            raise UnreadableImage(f"the output can't be read back: {error}") from None
+
+    def _shown(
+        self, picture: images.Picture, found: Sequence[Detections], decoded: images.Picture
+    ) -> list[Detections]:
+        """Return those of `found` that the output shows: a mask, or the output, is a wrong one.
+
+        Detection does not notice it, because it may find a hidden face by its visible part. An
+        animation whose encoder joined frames is not compared.
+        """
+        if len(decoded.frames) != len(picture.frames):
+            return []
+        return [
+            faces[self._shown_rows(frame, output, faces)]
+            for frame, output, faces in zip(picture.frames, decoded.frames, found, strict=True)
+        ]
+
+    def _shown_rows(
+        self, frame: images.Frame, output: images.Frame, faces: Detections
+    ) -> NDArray[np.intp]:
+        """Return the rows of those of `faces`, hidden in `frame`, that `output` shows."""
+        size = frame.width, frame.height
+        if (output.width, output.height) != size:
+            return np.arange(len(faces))
+        rows = [np.zeros(0, np.intp)]
+        for part in self.treatments.parts(faces, self.options):
+            hidden = regions.regions(part.sightings, part.style, *size)
+            rows.append(hidden.faces[comparing.shown(frame.colours, output.colours, hidden)])
+        return np.unique(np.concatenate(rows))
 
     def _remaining(
-        self, picture: images.Picture, found: Sequence[Detections], output: Output
+        self, picture: images.Picture, found: Sequence[Detections], decoded: images.Picture
     ) -> list[Detections] | None:
         """Return the faces that the output still shows, for each frame of `picture`.
 
@@ -110,10 +153,6 @@ class ResidualCheck(Generic[Output]):
         face that was `found` before: the visible lower part of a hidden face is still a face to the
         detector.
         """
-        try:
-            decoded = self.decode(output)
-        except Permanent as error:
-            raise UnreadableImage(f"the output can't be read back: {error}") from None
         changed = _changed_frames(picture, decoded)
         if not changed:
             return None

@@ -31,6 +31,7 @@ from tools.benchmarks import (
     soak,
     stages,
     upload_latency,
+    wrong_outputs,
 )
 from tools.benchmarks.harness import machine
 from tools.local.servers import ServerFailed
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "plates": plates.run,
     "fidelity": fidelity.run,
     "check": check.run,
+    "wrong_outputs": wrong_outputs.run,
     "face_sizes": face_sizes.run,
     "dimensions": dimensions.run,
     "reid": reid.run,
