@@ -91,9 +91,9 @@ class ResidualCheck(Generic[Output]):
         shown: list[Detections] = []
         for number in range(1, MAX_CHECKS + 1):
             decoded = self._decoded(output)
-            shown = self._shown(picture, found, decoded)
             remaining = self._remaining(picture, found, decoded)
             if not remaining:
+                shown = self._shown(picture, found, decoded)
                 break
             added += remaining
             found = [Detections.joined(pair) for pair in zip(found, remaining, strict=True)]
