@@ -5,11 +5,12 @@ each mask by a face's width beside its face (`shifted`), or the largest face not
 The check is told the right places, so only the pixels are wrong. Wrong outputs in which no
 annotated face is exposed are left out.
 
-`left` counts the pictures that the check flags or holds, `found` those in whose output detection
-finds a face, which is hidden too, and `on_exposed` those in which such a face is an exposed one.
+`shown` counts the pictures in which the comparison finds a face that should be hidden, `found`
+those in whose output detection finds a face, which is hidden too, `on_exposed` those in which such
+a face is an exposed one, and `left` those that the whole check flags or holds.
 
 The sets are those of `tools.benchmarks.exposure`; SETS is by default crowd, masks, small and wider,
-and EVERY=6 uses each sixth picture.
+and EVERY=8 uses each eighth picture.
 """
 
 import io
@@ -32,7 +33,7 @@ from worker import images
 from worker.anonymizer import Anonymizer
 from worker.bootstrap import build_anonymizer, mask_style
 from worker.detection.faces import Detections
-from worker.masking import hiding
+from worker.masking import comparing, hiding, regions
 from worker.masking.regions import MaskStyle
 from worker.pixels import Pixels
 from worker.residual_check import ResidualCheck
@@ -40,10 +41,10 @@ from worker.settings import WorkerSettings
 from worker.treatments import AS_CONFIGURED
 
 SETS = "crowd,masks,small,wider"
-EVERY = 6
+EVERY = 8
 QUALITY = 95  # of the JPEGs
 OUTPUTS = ("right", "shifted", "missing")
-COLUMNS = ("pictures", "left", "found", "on_exposed", "cpu_seconds")
+COLUMNS = ("pictures", "shown", "found", "on_exposed", "left", "compare_seconds", "cpu_seconds")
 
 
 def run() -> None:
@@ -116,9 +117,13 @@ def _count(
             options=AS_CONFIGURED,
             max_seconds=float("inf"),
         )
+        counted = counts[kind]
+        started = time.process_time()
+        places = regions.regions(found.sightings, style, pixels.shape[1], pixels.shape[0])
+        counted["shown"] += bool(comparing.shown(pixels, output, places).any())
+        counted["compare_seconds"] += time.process_time() - started
         started = time.process_time()
         checked = check.run(_picture(pixels), [found], _picture(output))[1]
-        counted = counts[kind]
         counted["cpu_seconds"] += time.process_time() - started
         counted["pictures"] += 1
         counted["left"] += len(checked.remaining) > 0
