@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from worker.masking.regions import Regions, covered_pixels
 from worker.pixels import Image
 
-# Regions are compared at this many pixels a side. Details finer than about three times DETAIL of
-# these are what shows a person; what is coarser, every method keeps.
-SIDE, DETAIL = 32, 3
-# The share of the details that survives in a region that is shown. docs/detection.md has the
-# figures of outputs that are right, and of wrong ones.
-MIN_SURVIVING = 0.65
+# Regions are compared at SIDE pixels a side. Details finer than about three times DETAIL of these
+# show a person; what is coarser, every method keeps. Within EDGE of these from its edge a region
+# continues what surrounds it.
+SIDE, DETAIL, EDGE = 32, 2, 3
+# The share of the details that survives in a region that is shown. docs/detection.md has figures
+# of right outputs, and of wrong ones.
+MIN_SURVIVING = 0.75
 # A region whose details differ by less than this on average, in levels of 255, shows nothing.
 MIN_CONTRAST = 1.0
 
@@ -30,10 +31,11 @@ def shown(picture: Image, output: Image, hidden: Regions) -> NDArray[np.bool_]:
 def _survives(picture: Image, output: Image, region: Regions) -> bool:
     """Return whether the details of `picture` in `region`, which is one, survive in `output`."""
     (x1, y1, x2, y2), outline = region.rectangles[0], region.outlines[0]
-    weights = np.ones((SIDE, SIDE), np.float32)
+    weights = np.zeros((SIDE, SIDE), np.float32)
+    weights[EDGE:-EDGE, EDGE:-EDGE] = 1
     if np.isfinite(outline[2]):
         inside = covered_pixels(region, (x1, y1, x2, y2)).astype(np.float32)
-        weights = _resized(inside)
+        weights *= _resized(inside)
     before = _details(picture[y1:y2, x1:x2]) * weights
     after = _details(output[y1:y2, x1:x2]) * weights
     strength = float((before * before).sum())
