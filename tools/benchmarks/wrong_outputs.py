@@ -116,6 +116,7 @@ def _count(
             treatments=anonymizer.treatments,
             options=AS_CONFIGURED,
             max_seconds=float("inf"),
+            least_score=anonymizer.least_check_score,
         )
         counted = counts[kind]
         started = time.process_time()

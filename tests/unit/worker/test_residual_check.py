@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from tasks import messages
 from tasks.errors import UnreadableImage
 from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
+from worker.detection.labelled import Search
+from worker.detection.presets import PRESETS
+from worker.detection.tiled import ModelInput
 from worker.detection.tracks import MAX_MISSED_FRAMES
 from worker.masking.filling import METHODS
 from worker.masking.hiding import hide
 from worker.masking.regions import MaskStyle
-from worker.residual_check import MAX_CHECKS, ResidualCheck
+from worker.residual_check import MAX_CHECKS, ResidualCheck, least_score
 from worker.treatments import AS_CONFIGURED, Treatments
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
@@ -326,3 +330,27 @@ def test_masks_at_the_right_places_are_accepted(form, verify):
     )
 
     assert (result.checked.verdict, result.reason) == ("clear", None)
+
+
+def test_of_the_faces_that_are_found_in_the_output_only_strong_ones_count():
+    detector = FindsInTurn([FACE], [OTHER], [])  # The score of OTHER is 0.73.
+    strict = checking(detector, least_check_score=0.75).anonymize(photograph(), Stopwatch())
+
+    assert (strict.checked.verdict, len(strict.checked.added)) == ("clear", 0)
+    assert len(detector.pictures) == 2
+    lenient = checking(FindsInTurn([FACE], [OTHER], []), least_check_score=0.7).anonymize(
+        photograph(), Stopwatch()
+    )
+    assert lenient.checked.added.boxes_xyxy.tolist() == [list(OTHER)]
+
+
+def search(label, threshold):
+    takes = ModelInput(None, 1, False)
+    passes = PRESETS["balanced"]
+    return Search(label, 0, passes, threshold, threshold, takes, seconds=1, classes={})
+
+
+def test_the_score_that_counts_follows_from_the_threshold_of_faces():
+    assert least_score([search(messages.FACE, 0.2), search("plate", 0.1)]) == pytest.approx(0.6)
+    both = [search(messages.FACE, 0.5), search(messages.FACE, 0.4)]
+    assert least_score(both) == pytest.approx(0.7)
