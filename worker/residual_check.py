@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
 
-MAX_CHECKS = 6  # The most checks of one output. Hardly any picture needs three.
+MAX_CHECKS = 6  # The most checks of one output. Few pictures need two.
 # A face that is found in an output counts from this share of the way from the threshold to 1 on.
 # Weaker ones are nearly all echoes of the masks: hair, ears and hands beside them.
 MIN_SCORE_SHARE = 0.5

@@ -34,8 +34,7 @@ def _survives(picture: Image, output: Image, region: Regions) -> bool:
     weights = np.zeros((SIDE, SIDE), np.float32)
     weights[EDGE:-EDGE, EDGE:-EDGE] = 1
     if np.isfinite(outline[2]):
-        inside = covered_pixels(region, (x1, y1, x2, y2)).astype(np.float32)
-        weights *= _resized(inside)
+        weights *= _resized(covered_pixels(region, (x1, y1, x2, y2)).view(np.uint8))
     before = _details(picture[y1:y2, x1:x2]) * weights
     after = _details(output[y1:y2, x1:x2]) * weights
     strength = float((before * before).sum())
@@ -47,11 +46,11 @@ def _survives(picture: Image, output: Image, region: Regions) -> bool:
 
 def _details(pixels: Image) -> NDArray[np.float32]:
     """Return the details of `pixels` at SIDE x SIDE, in levels of 255."""
-    levels = pixels.astype(np.float32) * (255 / np.iinfo(pixels.dtype).max)
-    gray = levels if levels.ndim == 2 else levels.mean(axis=2)
-    small = _resized(gray)
-    return small - cv2.GaussianBlur(small, (0, 0), DETAIL)
+    small = _resized(pixels) * (255 / np.iinfo(pixels.dtype).max)
+    gray = small if small.ndim == 2 else small.mean(axis=2)
+    return gray - cv2.GaussianBlur(gray, (0, 0), DETAIL)
 
 
 def _resized(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return `values` at SIDE x SIDE, without a copy of all of them in floating point."""
     return np.asarray(cv2.resize(values, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.float32)
