@@ -32,7 +32,8 @@ Check = Literal["off", "same", "clear", "left"]
 """The result of the residual check.
 
 It is ``off`` if there was no check, ``same`` if the output has the pixels that were searched
-already, ``clear`` if no face was found, and ``left`` if faces were found.
+already, ``clear`` if no face was found, and ``left`` if faces were found, or shown by the output
+although they should be hidden.
 """
 Method = Literal["surround", "blur", "pixelate", "fill"]
 Shape = Literal["rectangle", "ellipse"]
@@ -358,8 +359,8 @@ class AnonymizeReport:
     - `labels`: the number of objects by label, and `box_labels` the label of each of `boxes_xyxy`.
       Both are None if the worker's models only find faces.
     - `found_by_check`: the number of faces that only the residual check found.
-    - `left`: the number of faces that the last residual check still found. `left_xyxy` contains the
-      first MAX_BOXES of their boxes.
+    - `left`: the number of faces that the last residual check still found, or that the output shows
+      although they should be hidden. `left_xyxy` contains the first MAX_BOXES of their boxes.
     - `width` and `height` are in pixels, `bytes_in` and `bytes_out` in bytes.
     - `seconds`: the duration of each stage by its name.
     - `source_etag`: the version of the source.

@@ -30,7 +30,13 @@ from worker.masking.regions import MaskStyle, Part
 from worker.metadata.kept import NOTHING, Kept
 from worker.pixels import Array, Pixels
 from worker.process.watch import Watch, unwatched
-from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
+from worker.residual_check import (
+    MAX_CHECKS,
+    MIN_SCORE_SHARE,
+    UNCHECKED,
+    Checked,
+    ResidualCheck,
+)
 from worker.treatments import AS_CONFIGURED, Treatments
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
@@ -199,12 +205,14 @@ class Anonymizer(FileAnonymizer):
         watch: Watch = unwatched,
         labels: tuple[str, ...] = (FACE,),
         rules: Mapping[str, Rule] | None = None,
+        least_check_score: float = 0.0,
     ) -> None:
         """Decode and encode under `watch`, which ends the process for a call that does not return.
 
         `recipe` is the digest of the other arguments. `made_with` names the model and the versions,
         for receipts. `style` is that of faces, `labels` are those that the detector finds, and
-        `rules` those of the settings, by label.
+        `rules` those of the settings, by label. The residual check counts faces from
+        `least_check_score` on.
         """
         self._detector = detector
         self.treatments = Treatments(style, labels, rules or {})
@@ -215,6 +223,7 @@ class Anonymizer(FileAnonymizer):
         self.recipe = recipe
         self.made_with = dict(made_with or {})
         self._watch = watch
+        self.least_check_score = least_check_score
 
     def anonymize(
         self, content: bytes, stopwatch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED
@@ -345,6 +354,7 @@ class Anonymizer(FileAnonymizer):
                 treatments=self.treatments,
                 options=options,
                 max_seconds=self.limits.detection_seconds,
+                least_score=self.least_check_score,
             )
             output, checked = check.run(picture, faces, output)
         detections = _strongest_first(Detections.joined([*faces, checked.added]))
@@ -518,7 +528,7 @@ def recipe_digest(
         **keep.in_recipe(),
     }
     if checked:
-        decisive["checked"] = MAX_CHECKS
+        decisive["checked"] = [MAX_CHECKS, MIN_SCORE_SHARE]
     if labels:
         decisive["labels"] = list(labels)
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -366,6 +366,7 @@ def _anonymizer(
     """
     from tasks.telemetry.metrics import initialize_labels
     from worker.anonymizer import Anonymizer
+    from worker.residual_check import least_score
     from worker.treatments import Treatments
 
     allocator.share_arenas()
@@ -389,6 +390,7 @@ def _anonymizer(
         watch=watch,
         labels=labels,
         rules=rules,
+        least_check_score=least_score(detector.searches),
     )
 
 

@@ -1,23 +1,33 @@
-"""The residual check: detect faces in an output again, and hide those that are still found."""
+"""The residual check: compare an output with its picture, and detect faces in it again.
+
+Faces that are found are hidden too. What should be hidden already and is shown is an error.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import Permanent, UnreadableImage
 from tasks.messages import FACE, AnonymizeOptions, Check, Reason
 from worker import images
 from worker.detection.faces import Detections, outside
-from worker.masking import regions
+from worker.masking import comparing, regions
 from worker.treatments import Treatments
+
+if TYPE_CHECKING:
+    from worker.detection.labelled import Search
 
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
 
-MAX_CHECKS = 6  # The most checks of one output. Hardly any picture needs five.
+MAX_CHECKS = 6  # The most checks of one output. Few pictures need two.
+# A face that is found in an output counts from this share of the way from the threshold to 1 on.
+# Weaker ones are nearly all echoes of the masks: hair, ears and hands beside them.
+MIN_SCORE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,8 @@ class Checked:
     """The outcome of a residual check.
 
     `verdict` is written to the receipt; `added` are the faces that the check found and hid;
-    `remaining` are those that its last detection still found.
+    `remaining` are those that its last detection still found, and those that the output shows
+    although they should be hidden.
     """
 
     verdict: Check
@@ -45,6 +56,13 @@ class Checked:
 UNCHECKED = Checked("off", Detections.none(), Detections.none())
 
 
+def least_score(searches: "Sequence[Search]") -> float:
+    """Return the score from which a face counts that `searches` find in an output."""
+    thresholds = [search.score_threshold for search in searches if search.label == FACE]
+    lowest = min(thresholds, default=0.0)
+    return lowest + MIN_SCORE_SHARE * (1 - lowest)
+
+
 @dataclass(frozen=True)
 class _ChangedFrame:
     """A frame of the output that differs from the frames `numbers` of the picture.
@@ -62,7 +80,8 @@ class ResidualCheck(Generic[Output]):
 
     `decode` reads an output, `find` detects the faces of each frame, and `redo` makes the output
     anew with the given faces of each frame hidden, as `treatments` say. No check starts
-    that is likely to end later than `max_seconds` after the start of the first one.
+    that is likely to end later than `max_seconds` after the start of the first one. Faces that are
+    found in the output count from `least_score` on.
     """
 
     decode: Callable[[Output], images.Picture]
@@ -71,6 +90,7 @@ class ResidualCheck(Generic[Output]):
     treatments: Treatments
     options: AnonymizeOptions
     max_seconds: float
+    least_score: float = 0.0
 
     def run(
         self, picture: images.Picture, found: Sequence[Detections], output: Output
@@ -83,9 +103,12 @@ class ResidualCheck(Generic[Output]):
         started = time.perf_counter()
         added: list[Detections] = []
         remaining: list[Detections] | None = []
+        shown: list[Detections] = []
         for number in range(1, MAX_CHECKS + 1):
-            remaining = self._remaining(picture, found, output)
+            decoded = self._decoded(output)
+            remaining = self._remaining(picture, found, decoded)
             if not remaining:
+                shown = self._shown(picture, found, decoded)
                 break
             added += remaining
             found = [Detections.joined(pair) for pair in zip(found, remaining, strict=True)]
@@ -93,15 +116,50 @@ class ResidualCheck(Generic[Output]):
             elapsed = time.perf_counter() - started
             if (number + 1) / number * elapsed > self.max_seconds:
                 break
+        left = _joined([*(remaining or []), *shown])
         verdict: Check = "clear"
-        if remaining:
+        if len(left):
             verdict = "left"
         elif remaining is None:
             verdict = "same"
-        return output, Checked(verdict, _joined(added), _joined(remaining or []))
+        return output, Checked(verdict, _joined(added), left)
+
+    def _decoded(self, output: Output) -> images.Picture:
+        try:
+            return self.decode(output)
+        except Permanent as error:
+            raise UnreadableImage(f"the output can't be read back: {error}") from None
+
+    def _shown(
+        self, picture: images.Picture, found: Sequence[Detections], decoded: images.Picture
+    ) -> list[Detections]:
+        """Return those of `found` that the output shows: a mask, or the output, is a wrong one.
+
+        Detection does not notice it, because it may find a hidden face by its visible part. An
+        animation whose encoder joined frames is not compared.
+        """
+        if len(decoded.frames) != len(picture.frames):
+            return []
+        return [
+            faces[self._shown_rows(frame, output, faces)]
+            for frame, output, faces in zip(picture.frames, decoded.frames, found, strict=True)
+        ]
+
+    def _shown_rows(
+        self, frame: images.Frame, output: images.Frame, faces: Detections
+    ) -> NDArray[np.intp]:
+        """Return the rows of those of `faces`, hidden in `frame`, that `output` shows."""
+        size = frame.width, frame.height
+        if (output.width, output.height) != size:
+            return np.arange(len(faces))
+        rows = [np.zeros(0, np.intp)]
+        for part in self.treatments.parts(faces, self.options):
+            hidden = regions.regions(part.sightings, part.style, *size)
+            rows.append(hidden.faces[comparing.shown(frame.colours, output.colours, hidden)])
+        return np.unique(np.concatenate(rows))
 
     def _remaining(
-        self, picture: images.Picture, found: Sequence[Detections], output: Output
+        self, picture: images.Picture, found: Sequence[Detections], decoded: images.Picture
     ) -> list[Detections] | None:
         """Return the faces that the output still shows, for each frame of `picture`.
 
@@ -110,10 +168,6 @@ class ResidualCheck(Generic[Output]):
         face that was `found` before: the visible lower part of a hidden face is still a face to the
         detector.
         """
-        try:
-            decoded = self.decode(output)
-        except Permanent as error:
-            raise UnreadableImage(f"the output can't be read back: {error}") from None
         changed = _changed_frames(picture, decoded)
         if not changed:
             return None
@@ -123,6 +177,7 @@ class ResidualCheck(Generic[Output]):
         for one, detections in zip(changed, detected, strict=True):
             wanted = self.treatments.wanted(detections, self.options)
             faces = outside(wanted, self.options.exempt)
+            faces = faces[(faces.scores >= self.least_score) | (faces.labels != FACE)]
             size = one.frame.width, one.frame.height
             is_hidden = np.ones(len(faces), bool)
             for number in one.numbers:

@@ -260,8 +260,9 @@ class WorkerSettings(UploadSettings):
     )
     verify: Literal["off", "flag", "hold"] = Field(
         "off",
-        description="Whether detection is repeated on each output (the residual check). Faces that "
-        "it finds are hidden too. If it still finds faces in the end, the picture is put on the "
+        description="Whether each output is compared with its picture, and detection is repeated "
+        "on it (the residual check). Faces that detection finds are hidden too. If it still finds "
+        "faces in the end, or the output shows what should be hidden, the picture is put on the "
         "list of `veil review`, and is published (`flag`) or held (`hold`).",
     )
 

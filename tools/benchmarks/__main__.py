@@ -9,6 +9,7 @@ from typing import Any
 from tasks.errors import VeilError
 from tools.benchmarks import (
     accelerator,
+    average_precision,
     check,
     detector,
     dimensions,
@@ -30,6 +31,7 @@ from tools.benchmarks import (
     soak,
     stages,
     upload_latency,
+    wrong_outputs,
 )
 from tools.benchmarks.harness import machine
 from tools.local.servers import ServerFailed
@@ -37,9 +39,11 @@ from tools.local.servers import ServerFailed
 BENCHMARKS = {
     "exposure": exposure.run,
     "groups": groups.run,
+    "average_precision": average_precision.run,
     "plates": plates.run,
     "fidelity": fidelity.run,
     "check": check.run,
+    "wrong_outputs": wrong_outputs.run,
     "face_sizes": face_sizes.run,
     "dimensions": dimensions.run,
     "reid": reid.run,

@@ -191,7 +191,7 @@ def judged_faces(folder: Path, outputs: Path) -> list[Face]:
     Faces of a picture without an output are left out, because nothing was published, and so are
     those that are too small for the judge.
     """
-    judge = _judge()
+    judge = load_judge()
     found = []
     for item in json.loads((folder / "annotations.json").read_text())["images"]:
         output = judge.find_output(outputs, Path(item["file"]).name)
@@ -209,7 +209,7 @@ def judged_faces(folder: Path, outputs: Path) -> list[Face]:
     return found
 
 
-def _judge() -> ModuleType:
+def load_judge() -> ModuleType:
     """Return the judge as a module."""
     spec = importlib.util.spec_from_file_location("judge", sources()[1])
     assert spec is not None

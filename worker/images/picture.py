@@ -78,6 +78,11 @@ class Frame:
         """Return the value of an opaque black pixel, one number a channel."""
         return BLACK[self.mode]
 
+    @property
+    def colours(self) -> Array:
+        """Return the pixels without their transparency."""
+        return self.pixels[..., :-1] if self.mode in WITH_ALPHA else self.pixels
+
     def views(self) -> Iterator[Pixels]:
         """Yield the views in which faces are detected, each uint8 RGB [h, w, 3].
 

@@ -54,6 +54,7 @@ from worker.process.channel import (
     parsed_answers,
     read_file,
 )
+from worker.residual_check import least_score
 
 PREPARED_SIDE = 48  # pixels; the side of the pictures that are made and read to load every library
 WITH_FRAMES = ("PNG", "GIF", "WEBP", "AVIF", "TIFF")  # formats of several frames or pages
@@ -169,6 +170,7 @@ class PictureWork:
             keep=handling.keep,
             labels=self._configuration.labels,
             rules=self._configuration.rules,
+            least_check_score=least_score(handling.searches),
         )
 
     def _infer(self, model: int, canvases: Sequence[Pixels]) -> list[Detections]:

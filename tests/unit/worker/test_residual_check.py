@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from tasks import messages
 from tasks.errors import UnreadableImage
 from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
+from worker.detection.labelled import Search
+from worker.detection.presets import PRESETS
+from worker.detection.tiled import ModelInput
 from worker.detection.tracks import MAX_MISSED_FRAMES
 from worker.masking.filling import METHODS
+from worker.masking.hiding import hide
 from worker.masking.regions import MaskStyle
-from worker.residual_check import MAX_CHECKS
+from worker.residual_check import MAX_CHECKS, ResidualCheck, least_score
+from worker.treatments import AS_CONFIGURED, Treatments
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
@@ -248,3 +254,103 @@ def test_the_check_is_a_stage_of_its_own():
     checking(FindsAnother()).anonymize(photograph(), watch)
     assert heard == ["decoding", "detecting", "masking", "encoding", "verifying"]
     assert list(watch.seconds)[-1] == "verify"
+
+
+def faces(*boxes):
+    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.full(len(boxes), 0.9, "f4"))
+
+
+def noise(seed=0, shape=(80, 100, 3)):
+    return np.random.default_rng(seed).integers(1, 256, shape, np.uint8, endpoint=False)
+
+
+def compared(pictures, outputs, found, mode="RGB"):
+    """Return what the check says of `outputs`, in which detection finds nothing."""
+    check = ResidualCheck(
+        decode=lambda output: output,
+        find=lambda picture: [Detections.none() for _ in picture.frames],
+        redo=lambda more: None,
+        treatments=Treatments(STYLE),
+        options=AS_CONFIGURED,
+        max_seconds=60,
+    )
+    picture, output = (
+        images.Picture(tuple(images.Frame(pixels, mode) for pixels in several), "PNG")
+        for several in (pictures, outputs)
+    )
+    return check.run(picture, found, output)[1]
+
+
+def test_a_face_whose_mask_is_at_another_place_is_left():
+    found = faces(FACE, OTHER)
+    output = hide(noise(), faces(FACE, (10, 50, 30, 70)).sightings, STYLE)
+    checked = compared([noise()], [output], [found])
+
+    assert (checked.verdict, checked.reason) == ("left", "faces still found in the output")
+    assert checked.remaining.boxes_xyxy.tolist() == [list(OTHER)]
+    assert len(checked.added) == 0
+
+
+def test_the_picture_in_place_of_its_output_has_all_its_faces_left():
+    checked = compared([noise()], [noise()], [faces(FACE, OTHER)])
+
+    assert checked.verdict == "left"
+    assert checked.remaining.boxes_xyxy.tolist() == [list(FACE), list(OTHER)]
+
+
+def test_an_output_of_another_size_has_all_its_faces_left():
+    output = hide(noise(), faces(FACE).sightings, STYLE)[:-8]
+
+    assert compared([noise()], [output], [faces(FACE)]).verdict == "left"
+
+
+def test_each_frame_is_compared_with_its_own():
+    pictures = [noise(seed) for seed in range(3)]
+    outputs = [hide(picture, faces(FACE).sightings, STYLE) for picture in pictures]
+
+    assert compared(pictures, outputs, [faces(FACE)] * 3).verdict == "clear"
+    outputs[1] = pictures[1]
+    checked = compared(pictures, outputs, [faces(FACE)] * 3)
+    assert checked.remaining.boxes_xyxy.tolist() == [list(FACE)]
+
+
+def test_transparency_may_stay_as_it_is():
+    picture = noise(shape=(80, 100, 4))
+    output = hide(picture, faces(FACE).sightings, STYLE)
+    output[..., 3] = picture[..., 3]
+
+    assert compared([picture], [output], [faces(FACE)], "RGBA").verdict == "clear"
+
+
+@pytest.mark.parametrize("verify", ["flag", "hold"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_masks_at_the_right_places_are_accepted(form, verify):
+    result = checking(FindsInTurn([FACE, OTHER], []), verify).anonymize(
+        photograph(form), Stopwatch()
+    )
+
+    assert (result.checked.verdict, result.reason) == ("clear", None)
+
+
+def test_of_the_faces_that_are_found_in_the_output_only_strong_ones_count():
+    detector = FindsInTurn([FACE], [OTHER], [])  # The score of OTHER is 0.73.
+    strict = checking(detector, least_check_score=0.75).anonymize(photograph(), Stopwatch())
+
+    assert (strict.checked.verdict, len(strict.checked.added)) == ("clear", 0)
+    assert len(detector.pictures) == 2
+    lenient = checking(FindsInTurn([FACE], [OTHER], []), least_check_score=0.7).anonymize(
+        photograph(), Stopwatch()
+    )
+    assert lenient.checked.added.boxes_xyxy.tolist() == [list(OTHER)]
+
+
+def search(label, threshold):
+    takes = ModelInput(None, 1, False)
+    passes = PRESETS["balanced"]
+    return Search(label, 0, passes, threshold, threshold, takes, seconds=1, classes={})
+
+
+def test_the_score_that_counts_follows_from_the_threshold_of_faces():
+    assert least_score([search(messages.FACE, 0.2), search("plate", 0.1)]) == pytest.approx(0.6)
+    both = [search(messages.FACE, 0.5), search(messages.FACE, 0.4)]
+    assert least_score(both) == pytest.approx(0.7)
