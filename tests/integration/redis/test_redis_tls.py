@@ -25,7 +25,7 @@ from tests.integration.lying_sentinel import LyingSentinel
 from tools.local.sentinels import SERVICE
 from tools.local.servers import HOST, Server
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
 
 

@@ -23,7 +23,7 @@ from tasks.addresses import ObjectUri
 from tasks.bulk.comparison import compare
 from tasks.bulk.inventory import Inventory
 from tasks.errors import InventoryInvalid, ObjectNotFound, SettingsInvalid
-from tests.integration.test_policies import Account, account  # noqa: F401
+from tests.integration.storage.test_policies import Account, account  # noqa: F401
 
 SCHEMA = (
     "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"

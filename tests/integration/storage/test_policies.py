@@ -16,9 +16,9 @@ from tasks.errors import CredentialsRefused, DestinationUnavailable, VeilError
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from tasks.uploads.sqs import EventQueue
-from tests.integration.test_storing import OLDER_RECIPE, Site, picture
+from tests.integration.storage.test_storing import OLDER_RECIPE, Site, picture
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "policies"
+FOLDER = Path(__file__).resolve().parents[3] / "docs" / "policies"
 # moto checks the names of the calls. Amazon has one permission for a call and for its batch.
 NAMES_IN_MOTO = {
     "sqs:DeleteMessage": "sqs:DeleteMessageBatch",

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.conftest import Worker
-from tests.integration.test_poison import picture
+from tests.integration.delivery.test_poison import picture
 from tools.chaos.faults import Faulty
 from tools.local.servers import Server
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCHEDULED = 100  # messages that wait for their time, of a worker
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # Each has several messages.
 TASK = "veil.anonymize_image"
@@ -45,7 +45,7 @@ class Setting:
         }
         command = [
             sys.executable,
-            Path(__file__).with_name("poison_worker.py"),
+            Path(__file__).parents[1] / "poison_worker.py",
             f"--audit={self.audit}",
             f"--scheduled={SCHEDULED}",
         ]

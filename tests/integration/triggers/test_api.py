@@ -15,7 +15,7 @@ from tasks.uploads.openapi import document
 from tests.integration.conftest import Worker
 from tools.local.servers import HOST, Server, free_port
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef"
 SECONDS = 20

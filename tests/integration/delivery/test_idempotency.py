@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Bucket, Worker
+from tests.integration.delivery.test_poison import picture
 from tests.integration.poison_worker import YELLOW
-from tests.integration.test_poison import picture
 from tools.local.servers import Server
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def workers(queue, s3, tmp_path):
         "VEIL_LEASE_SECONDS": "2",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+    command = [sys.executable, Path(__file__).parents[1] / "poison_worker.py"]
     made = [
         Worker(Server(f"worker-{n}", command, tmp_path / f"{n}.log", environment)) for n in (1, 2)
     ]

@@ -29,7 +29,7 @@ from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tests.integration.poison_worker import CROWD, CYAN, MAGENTA, WHITE, YELLOW
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SOURCE = "s3://raw/a.png"
 STILL = "faces still found in the output"
 
@@ -72,7 +72,7 @@ def start(s3, start_worker):
     """``start(…)`` runs a worker whose model obeys the colour of the picture."""
 
     def start(queue, **settings):
-        command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+        command = [sys.executable, Path(__file__).parents[1] / "poison_worker.py"]
         return start_worker(command, {**settings_of(queue, s3), **settings})
 
     return start

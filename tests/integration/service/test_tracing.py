@@ -15,7 +15,7 @@ from tests.integration.conftest import Worker
 from tests.integration.receivers import Receiver
 from tools.local.servers import Server
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
 written = io.BytesIO()
 Image.new("RGB", (64, 64)).save(written, "PNG")

@@ -10,7 +10,7 @@ import pytest
 from tasks import health
 from tools.local.servers import HOST, free_port
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = str(STUB.parents[2])
 
 

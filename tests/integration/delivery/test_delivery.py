@@ -26,7 +26,7 @@ from tasks.redis.primary import READ_ONLY_PAUSE_SECONDS
 from tasks.settings import Settings
 from tools.local.servers import HOST, Server, free_port, start_redis
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parent.parent.parent
 TRANSPORT = os.environ.get("TRANSPORT", "")
 LEASE_SECONDS = 2

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.integration.conftest import Worker
-from tests.integration.test_poison import picture
-from tests.integration.test_policies import Account
+from tests.integration.delivery.test_poison import picture
+from tests.integration.storage.test_policies import Account
 from tools.local.servers import HOST, Server, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CYAN = (0, 255, 255)  # a picture without a face: see poison_worker.py
 CHEEK = (32, 45)  # within the face of all others, below its upper 70 %
 SKIN = (250, 220, 200)
@@ -80,7 +80,7 @@ def environment(new_queue, s3, place, sealed, tmp_path):
 @pytest.fixture
 def worker(environment, tmp_path):
     _, variables = environment
-    command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+    command = [sys.executable, Path(__file__).parents[1] / "poison_worker.py"]
     worker = Worker(Server("worker", command, tmp_path / "worker.log", variables))
     worker.start()
     yield worker

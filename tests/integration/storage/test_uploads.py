@@ -21,7 +21,7 @@ from tasks.errors import (
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from tasks.storage.upload_headers import Kept, UploadHeaders, Uploads
-from tests.integration.test_storing import FOREIGN, Site, picture
+from tests.integration.storage.test_storing import FOREIGN, Site, picture
 from tools.local.servers import HOST, Server, free_port
 
 OWNER = "123456789012"  # the account of moto

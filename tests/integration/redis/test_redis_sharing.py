@@ -20,7 +20,7 @@ from tasks.settings import Settings
 from tests.integration.conftest import Worker
 from tools.local.servers import HOST, Redis, Server, await_server, free_port, redis_program
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
 
 

@@ -25,7 +25,7 @@ from tests.integration.conftest import Worker
 from tests.integration.receivers import Receiver
 from tools.local.servers import HOST, Server, free_port
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
 KEY = "a-secret-of-this-test-with-more-than-32-characters"
 OLD_KEY = "whsec_" + base64.b64encode(b"another secret of this test, of 32 characters").decode()

@@ -11,12 +11,12 @@ from tasks.app import create_app
 from tasks.records import dead_letters
 from tasks.settings import Settings
 from tests.integration.conftest import Worker
+from tests.integration.delivery.test_poison import picture
 from tests.integration.poison_worker import RED
-from tests.integration.test_poison import picture
 from tools.chaos.faults import Faulty
 from tools.local.servers import HOST, Server, start_redis
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(
         "VEIL_RECEIPT_KEY": f"{receipt_keys[0]},{receipt_keys[1]}",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+    command = [sys.executable, Path(__file__).parents[1] / "poison_worker.py"]
     worker = Worker(Server("worker", command, tmp_path / "worker.log", environment))
     app = create_app(Settings(redis_url=url))
     client = redis.client()

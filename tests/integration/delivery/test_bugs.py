@@ -11,8 +11,8 @@ from tests.integration.stub_worker import PIXELS
 def test_what_a_bug_leaves_behind_holds_no_part_of_the_picture(
     unattended, start_worker, worker_settings, tmp_path, wait_until
 ):
-    command = [sys.executable, Path(__file__).with_name("stub_worker.py"), tmp_path / "journal"]
-    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, Path(__file__).parents[1] / "stub_worker.py", tmp_path / "journal"]
+    root = str(Path(__file__).resolve().parents[3])
     with start_worker(command, {**worker_settings(unattended), "PYTHONPATH": root}) as worker:
         result = unattended.send("s3://raw/bug/a.jpg")
         state, error = unattended.outcome(result)

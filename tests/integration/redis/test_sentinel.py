@@ -1,7 +1,7 @@
 """Workers and commands find the primary through sentinels, and survive its death.
 
 A larger load: ``SENTINEL_PICTURES=2000 SENTINEL_FAILOVERS=5 make test
-ARGS="tests/integration/test_sentinel.py -k load -q"``.
+ARGS="tests/integration/redis/test_sentinel.py -k load -q"``.
 """
 
 import contextlib

@@ -43,7 +43,7 @@ SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {
     "outcomes",
     "seconds",
 }
-# `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q"`
+# BACKFILL_KEYS=20000 make test ARGS="tests/integration/bulk/test_backfill_command.py -k killed"
 KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "300"))
 KILLS = 4
 WATERS = ("--low-water", 10, "--high-water", 40)  # so low that kills find the run half enqueued

@@ -25,11 +25,19 @@ from tasks.routes import Routes
 from tasks.signatures import Key
 from tasks.storage import decisions
 from tasks.storage.decisions import Decision
-from tests.integration.test_comparison import LEFT, bounded, current, keys, missing, numbers, told
-from tests.integration.test_inventory import MEASURED
-from tests.integration.test_poison import picture
+from tests.integration.bulk.test_comparison import (
+    LEFT,
+    bounded,
+    current,
+    keys,
+    missing,
+    numbers,
+    told,
+)
+from tests.integration.bulk.test_inventory import MEASURED
+from tests.integration.delivery.test_poison import picture
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KEYS = int(os.environ.get("HASHED_KEYS", "20000"))
 RECIPE = "5a38d4c65c2c5ab0"
 NAMES_KEY, RECEIPT_KEY = Key.parse("n" * 32), Key.parse("r" * 32)
@@ -69,7 +77,7 @@ def environment(new_queue, s3, tmp_path_factory):
 @pytest.fixture(scope="module")
 def worker(environment, start_worker):
     _, variables = environment
-    command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+    command = [sys.executable, Path(__file__).parents[1] / "poison_worker.py"]
     with start_worker(command, variables) as started:
         yield started
 

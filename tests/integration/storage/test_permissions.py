@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 
 from tasks.errors import DestinationUnavailable, ObjectNotFound
 from tasks.storage.s3 import ObjectStore
-from tests.integration.test_storing import OLDER_RECIPE, RECIPE, Site, picture
+from tests.integration.storage.test_storing import OLDER_RECIPE, RECIPE, Site, picture
 
-POLICY = Path(__file__).resolve().parents[2] / "docs" / "policies" / "worker.json"
+POLICY = Path(__file__).resolve().parents[3] / "docs" / "policies" / "worker.json"
 
 
 def documented(site):

@@ -18,7 +18,7 @@ from tests.integration.poison_worker import BLUE, FACE, GREEN, RED
 from tools.chaos.supervised import Supervised
 from tools.local.servers import Server
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 POISON = int(os.environ.get("POISON", "3"))
 PICTURES = int(os.environ.get("PICTURES", "30"))
 MEMORY = 3 << 30  # Bytes of addresses, most of which are never used.
@@ -46,7 +46,7 @@ def poisoned(new_queue, worker_settings, tmp_path):
         "VEIL_LEASE_SECONDS": "2",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, Path(__file__).with_name("poison_worker.py"), f"--memory={MEMORY}"]
+    command = [sys.executable, Path(__file__).parents[1] / "poison_worker.py", f"--memory={MEMORY}"]
     workers = [
         Supervised(Server(f"worker-{number}", command, tmp_path / f"{number}.log", environment))
         for number in (1, 2)

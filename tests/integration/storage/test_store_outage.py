@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Worker
-from tests.integration.test_poison import picture
+from tests.integration.delivery.test_poison import picture
 from tools.chaos.faults import Faulty
 from tools.local.servers import HOST, Server, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE", "6"))
 PICTURES = 40
 
@@ -45,7 +45,7 @@ class Setting:
 
     def start(self, **environment):
         self.start_command(
-            [sys.executable, Path(__file__).with_name("poison_worker.py")], **environment
+            [sys.executable, Path(__file__).parents[1] / "poison_worker.py"], **environment
         )
 
     def start_command(self, command, **environment):
@@ -260,7 +260,7 @@ def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(
 
     Picture processes set it themselves: see test_picture_processes.py.
     """
-    worker = f"{sys.executable} {Path(__file__).with_name('poison_worker.py')} --file-size=0"
+    worker = f"{sys.executable} {Path(__file__).parents[1] / 'poison_worker.py'} --file-size=0"
     setting.start_command(["bash", "-c", f"exec {worker} 2> >(cat)"])
     for source in sources:
         setting.queue.send(source)
@@ -272,7 +272,7 @@ def test_a_worker_with_picture_processes_opens_no_file_to_write(
     setting, sources, clean, place, wait_until, tmp_path
 ):
     audit = tmp_path / "audit"
-    program = Path(__file__).with_name("poison_worker.py")
+    program = Path(__file__).parents[1] / "poison_worker.py"
     command = [sys.executable, program, f"--audit={audit}"]
     setting.start_command(command, VEIL_PROCESSES="1")
     before = len(audit.read_text().splitlines())

@@ -12,7 +12,7 @@ import redis
 from tests.integration.conftest import Worker
 from tools.local.servers import HOST, Server
 
-STUB = Path(__file__).with_name("stub_worker.py")
+STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
 PAGE = ROOT / "docs" / "permissions.md"
 USERS = re.compile(r"<!-- users: redis -->\n```text\n(.*?)```", re.DOTALL)

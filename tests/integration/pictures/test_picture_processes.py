@@ -55,8 +55,8 @@ from worker.process.pool import (
     UnexpectedError,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(__file__).with_name("hostile_process.py")
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAM = Path(__file__).parents[1] / "hostile_process.py"
 COMMAND = (sys.executable, "-P", "-X", "faulthandler", str(PROGRAM))
 CHILD_KILLS = int(os.environ.get("CHILD_KILLS", "4"))
 LIMITS = Limits(max_bytes=1 << 20, max_pixels=1_000_000, fetch_seconds=5, decode_seconds=1)
@@ -415,7 +415,7 @@ def test_killed_picture_processes_leave_nothing(one):
 
 WORKER = """
 import sys, time
-from tests.integration import test_picture_processes as tests
+from tests.integration.pictures import test_picture_processes as tests
 from worker.anonymizer import Stopwatch
 from worker.process.pool import PicturePool
 pool = PicturePool(1, tests.COMMAND)

@@ -11,7 +11,7 @@ from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Backpressure, Publisher, Wanted
 from tasks.records import queues
 from tasks.settings import Settings
-from tests.integration.test_delivery import LEASE_SECONDS, ROOT, Stub
+from tests.integration.delivery.test_delivery import LEASE_SECONDS, ROOT, Stub
 
 ROUTES = """
 [routes.street]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_poison import picture
+from tests.integration.delivery.test_poison import picture
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CRASHES = int(os.environ.get("CRASHES", "3"))
 PICTURES = int(os.environ.get("PICTURES", "24"))
 WORDS = ("segfault", "abort", "leave", "memory", "babble")
@@ -29,7 +29,7 @@ def hostile_worker(new_queue, worker_settings, start_worker):
         "VEIL_MAX_PIXELS": "1000000",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, Path(__file__).with_name("hostile_worker.py")]
+    command = [sys.executable, Path(__file__).parents[1] / "hostile_worker.py"]
     with start_worker(command, environment) as worker:
         yield queue, worker
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SUPERVISOR = Path(__file__).parents[2] / "tools" / "local" / "supervisor.py"
+SUPERVISOR = Path(__file__).parents[3] / "tools" / "local" / "supervisor.py"
 # Records its process id, then ends as the first line of the file says. Without a line it waits for
 # a signal.
 CHILD = """
