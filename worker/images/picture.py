@@ -10,6 +10,7 @@ from PIL import Image
 
 from worker.images.display import Display
 from worker.images.formats import CONTENT_TYPES
+from worker.images.motion import motion_of, without_motion
 from worker.images.turning import UPRIGHT
 from worker.pixels import Array, Pixels, reduced
 
@@ -84,10 +85,11 @@ class Frame:
         A frame with transparency has three views: its bare colours, which a tool can reveal, on
         white, and on black. A frame of 16 bits has two: as most viewers show it, and stretched to
         the range of values that it uses. With transparency its bare colours are the stretched ones.
-        A dark view is also yielded brightened, and a blurred or noisy one smoothed. If every view
-        uses a small part of the range only, all are also yielded stretched. If `display` brings
-        the colours to other values, all of this is done with the stored values too, because many
-        viewers ignore what describes colours. A frame whose inks are ambiguous has two views.
+        A dark view is also yielded brightened, one that motion blurs without this blur, and one
+        that is blurred otherwise or noisy smoothed. If every view uses a small part of the range
+        only, all are also yielded stretched. If `display` brings the colours to other values, all
+        of this is done with the stored values too, because many viewers ignore what describes
+        colours. A frame whose inks are ambiguous has two views.
         """
         narrow = []
         for view, alpha in self._unstretched_views():
@@ -95,7 +97,10 @@ class Frame:
             yield view
             if not narrow[-1] and _is_dark(view):
                 yield _brightened(view)
-            if _is_unclear(view):
+            gray = reduced(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(np.uint8), SHARPNESS_SIDE)
+            if motion := motion_of(gray):
+                yield without_motion(view, motion)
+            elif _is_unclear(gray):
                 yield _smoothed(view)
         if all(narrow):
             for (view, _), ranges in zip(self._unstretched_views(), narrow, strict=True):
@@ -261,11 +266,10 @@ def _brightened(view: Pixels) -> Pixels:
     return np.asarray(cv2.GaussianBlur(bright, (0, 0), SMOOTHING_SIGMA), np.uint8)
 
 
-def _is_unclear(view: Pixels) -> bool:
-    """Return whether `view` is blurred or noisy."""
-    if max(view.shape) < MIN_JUDGED_SIDE:
+def _is_unclear(gray: Pixels) -> bool:
+    """Return whether a picture is blurred or noisy; `gray` [h, w] is that at SHARPNESS_SIDE."""
+    if max(gray.shape) < MIN_JUDGED_SIDE:
         return False
-    gray = reduced(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(np.uint8), SHARPNESS_SIDE)
     fine, coarse = (cv2.mean(cv2.absdiff(gray, cv2.blur(gray, size)))[0] for size in (FINE, COARSE))
     return coarse >= MIN_DETAIL and not BLURRED_SHARE <= fine / coarse <= NOISE_SHARE
 
