@@ -106,7 +106,7 @@ def _blocks(gray: Pixels) -> Iterator[Floats]:
 def _starts(length: int) -> list[int]:
     """Return where blocks start that cover `length` pixels, evenly spaced."""
     count = math.ceil(length / BLOCK_SIDE)
-    return np.linspace(0, length - BLOCK_SIDE, count).astype(int).tolist()
+    return [int(start) for start in np.linspace(0, length - BLOCK_SIDE, count)]
 
 
 def _cepstrum(gray: Pixels) -> Floats | None:
@@ -114,8 +114,8 @@ def _cepstrum(gray: Pixels) -> Floats | None:
 
     Return None if all of them are flat.
     """
-    window = np.hanning(BLOCK_SIDE).astype(np.float32)
-    window = np.outer(window, window)
+    profile = np.hanning(BLOCK_SIDE).astype(np.float32)
+    window = np.outer(profile, profile)
     logarithms = []
     for block in _blocks(gray):
         spectrum = cv2.dft(block * window, flags=cv2.DFT_COMPLEX_OUTPUT)

@@ -21,6 +21,7 @@ def photograph(width=800, height=600):
     for _ in range(60):
         left, top = int(rng.integers(width)), int(rng.integers(height))
         cv2.circle(gray, (left, top), int(rng.integers(5, 40)), int(rng.integers(256)), -1)
+    gray[-(height // 20) :] = 10  # a shadow, so that the picture shows no haze
     return np.repeat(gray[..., None], 3, axis=2)
 
 
