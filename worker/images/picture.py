@@ -10,6 +10,7 @@ from PIL import Image
 
 from worker.images.display import Display
 from worker.images.formats import CONTENT_TYPES
+from worker.images.motion import motion_of, without_motion
 from worker.images.turning import UPRIGHT
 from worker.pixels import Array, Pixels, reduced
 
@@ -36,11 +37,14 @@ NARROW = ((0.005, 0.375), (0.05, 0.125))
 # from the detector, so a view is brightened by a power and smoothed over so many pixels.
 DARK_SHARE, DARK_LEVEL = 0.9, 96
 BRIGHTENING_POWER, SMOOTHING_SIGMA = 0.5, 1.2
+# Rain, fog and stray light brighten what is dark: hardly a pixel then has a channel below this
+# level, at most this share of them. Of annotated photographs 1 to 5 in 100 are so. A view is
+# filtered by the median of as many pixels, which removes streaks of rain, and stretched.
+HAZE_LEVEL, HAZE_SHARE, STREAK_SIDE = 32, 0.01, 3
 # The detail of a picture is that within 3 pixels as a share of that within 21, at SHARPNESS_SIDE
-# pixels. Below the first share motion has blurred it, as six in ten of the pictures that a test
-# blurs over 15 pixels; above the second it consists of noise. Of annotated photographs a tenth at
-# most is below, and hardly one above. A view of them is smoothed too, over so many pixels at that
-# size: the detector then finds half of the faces that it misses. Pictures whose longer side is
+# pixels. Below the first share it is blurred; above the second it consists of noise. Of annotated
+# photographs a tenth at most is below, and hardly one above. A view of them is smoothed, over so
+# many pixels at that size. Pictures whose longer side is
 # shorter than this are enlarged for detection, which smooths them, too. Flat ones, whose detail
 # within 21 pixels is less than a level on average, show no face.
 MIN_JUDGED_SIDE, MIN_DETAIL = 256, 1.0
@@ -89,19 +93,19 @@ class Frame:
         A frame with transparency has three views: its bare colours, which a tool can reveal, on
         white, and on black. A frame of 16 bits has two: as most viewers show it, and stretched to
         the range of values that it uses. With transparency its bare colours are the stretched ones.
-        A dark view is also yielded brightened, and a blurred or noisy one smoothed. If every view
-        uses a small part of the range only, all are also yielded stretched. If `display` brings
-        the colours to other values, all of this is done with the stored values too, because many
+        A dark view is also yielded brightened, one with haze without it, one that motion blurs
+        without this blur, and one that is blurred otherwise or noisy smoothed. If every view uses a
+        small part of the range only, all are also yielded stretched. If `display` brings the
+        colours to other values, all of this is done with the stored values too, because many
         viewers ignore what describes colours. A frame whose inks are ambiguous has two views.
         """
         narrow = []
         for view, alpha in self._unstretched_views():
             narrow.append(list(_narrow_ranges(view, alpha)))
             yield view
-            if not narrow[-1] and _is_dark(view):
-                yield _brightened(view)
-            if _is_unclear(view):
-                yield _smoothed(view)
+            if not narrow[-1]:
+                yield from _relit(view, alpha)
+            yield from _cleared(view)
         if all(narrow):
             for (view, _), ranges in zip(self._unstretched_views(), narrow, strict=True):
                 for used in ranges:
@@ -251,12 +255,22 @@ def _stretched(colours: Array, used: Range) -> Array:
     return result
 
 
-def _is_dark(view: Pixels) -> bool:
-    """Return whether nearly all of `view` is dark."""
+def _relit(view: Pixels, alpha: Array | None) -> Iterator[Pixels]:
+    """Yield `view` brightened if it is dark, and without its haze if it has any."""
     step = max(1, round((view.size / RANGE_SAMPLES) ** 0.5))
     red, green, blue = cv2.split(np.ascontiguousarray(view[::step, ::step]))
     brightest = cv2.max(cv2.max(red, green), blue)
-    return bool(np.quantile(brightest, DARK_SHARE) < DARK_LEVEL)
+    darkest = cv2.min(cv2.min(red, green), blue)
+    if np.quantile(brightest, DARK_SHARE) < DARK_LEVEL:
+        yield _brightened(view)
+    if np.count_nonzero(darkest < HAZE_LEVEL) <= HAZE_SHARE * darkest.size:
+        yield _without_haze(view, alpha)
+
+
+def _without_haze(view: Pixels, alpha: Array | None) -> Pixels:
+    """Return `view` without streaks, stretched; pixels that `alpha` hides do not count."""
+    clear = np.asarray(cv2.medianBlur(view, STREAK_SIDE), np.uint8)
+    return _stretched(clear, _ranges(clear, alpha)[0])
 
 
 def _brightened(view: Pixels) -> Pixels:
@@ -266,11 +280,19 @@ def _brightened(view: Pixels) -> Pixels:
     return np.asarray(cv2.GaussianBlur(bright, (0, 0), SMOOTHING_SIGMA), np.uint8)
 
 
-def _is_unclear(view: Pixels) -> bool:
-    """Return whether `view` is blurred or noisy."""
-    if max(view.shape) < MIN_JUDGED_SIDE:
-        return False
+def _cleared(view: Pixels) -> Iterator[Pixels]:
+    """Yield `view` without its blur or noise, if it has any."""
     gray = reduced(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(np.uint8), SHARPNESS_SIDE)
+    if motion := motion_of(gray):
+        yield without_motion(view, motion)
+    elif _is_unclear(gray):
+        yield _smoothed(view)
+
+
+def _is_unclear(gray: Pixels) -> bool:
+    """Return whether a picture is blurred or noisy; `gray` [h, w] is that at SHARPNESS_SIDE."""
+    if max(gray.shape) < MIN_JUDGED_SIDE:
+        return False
     fine, coarse = (cv2.mean(cv2.absdiff(gray, cv2.blur(gray, size)))[0] for size in (FINE, COARSE))
     return coarse >= MIN_DETAIL and not BLURRED_SHARE <= fine / coarse <= NOISE_SHARE
 

@@ -141,6 +141,27 @@ def test_a_picture_that_is_not_dark_is_looked_at_as_it_is():
     assert len(views(night(0.8, 12, np.random.default_rng(1)), "RGB")) == 1
 
 
+def rainy(pixels):
+    """Return `pixels` behind haze and thin bright streaks."""
+    hazy = (0.6 * pixels + 70).astype(np.uint8)
+    hazy[5:-5, 6:-6:9] = 225
+    return hazy
+
+
+def test_a_picture_with_haze_is_also_looked_at_without_it():
+    pixels = np.dstack([gray(0, 0.8, np.uint8)] * 3)
+    plain, clear = views(rainy(pixels), "RGB")
+    assert (plain == rainy(pixels)).all()
+    assert shows(clear)
+    assert clear.std() > 1.3 * plain.std()
+
+
+def test_a_bright_picture_with_dark_parts_is_looked_at_as_it_is():
+    pixels = rainy(np.dstack([gray(0, 0.8, np.uint8)] * 3))
+    pixels[20:30, 20:30] = 10
+    assert len(views(pixels, "RGB")) == 1
+
+
 def detailed(width=400, height=300):
     """Return a picture with detail of all sizes, as photographs have it."""
     rng = np.random.default_rng(3)
@@ -149,17 +170,24 @@ def detailed(width=400, height=300):
         for step in (2, 4, 8, 16, 32)
     ]
     gray = (128 + sum(layers)).clip(0, 255).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=2)
+    return with_shadow(np.repeat(gray[..., None], 3, axis=2))
+
+
+def with_shadow(pixels):
+    """Return `pixels` with a dark edge, so that they show no haze."""
+    shaded = pixels.copy()
+    shaded[-(len(pixels) // 40) :] = 10
+    return shaded
 
 
 def blurred(pixels):
     soft = cv2.GaussianBlur(pixels.astype(np.float32), (0, 0), 5)
-    return ((soft - 128) * 5 + 128).clip(0, 255).astype(np.uint8)
+    return with_shadow(((soft - 128) * 5 + 128).clip(0, 255).astype(np.uint8))
 
 
 def noisy(pixels):
     noise = np.random.default_rng(4).integers(-60, 61, pixels.shape)
-    return (128 + pixels.astype(int) // 16 + noise).clip(0, 255).astype(np.uint8)
+    return with_shadow((128 + pixels.astype(int) // 16 + noise).clip(0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +209,7 @@ def test_a_blurred_or_noisy_picture_is_also_looked_at_smoothed(pixels):
     [
         detailed(),
         detailed(2000, 1500),
-        cv2.GaussianBlur(detailed(200, 150), (0, 0), 8),  # too small to tell
+        with_shadow(cv2.GaussianBlur(detailed(200, 150), (0, 0), 8)),  # too small to tell
         np.full((300, 400, 3), 90, np.uint8),
         np.full((5000, 1, 3), 90, np.uint8),
     ],
