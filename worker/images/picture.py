@@ -261,7 +261,7 @@ def _relit(view: Pixels, alpha: Array | None) -> Iterator[Pixels]:
     red, green, blue = cv2.split(np.ascontiguousarray(view[::step, ::step]))
     brightest = cv2.max(cv2.max(red, green), blue)
     darkest = cv2.min(cv2.min(red, green), blue)
-    if np.quantile(brightest, DARK_SHARE) < DARK_LEVEL:
+    if np.count_nonzero(brightest < DARK_LEVEL) > DARK_SHARE * brightest.size:
         yield _brightened(view)
     if np.count_nonzero(darkest < HAZE_LEVEL) <= HAZE_SHARE * darkest.size:
         yield _without_haze(view, alpha)

@@ -1,6 +1,8 @@
 """Motion blur is recognised with its length and direction, and removed."""
 
 import math
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -102,3 +104,22 @@ def test_removing_motion_keeps_levels_and_colours():
     assert motion is not None
     difference = without_motion(pixels, motion).astype(int) - pixels
     assert np.abs(difference).max() <= 3
+
+
+VIEWS = """
+import sys
+import numpy as np
+from worker.images import Frame
+pixels = np.load(sys.argv[1])
+before = set(sys.modules)
+assert len(list(Frame(pixels, "RGB").views())) == 2
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_the_views_of_a_blurred_picture_load_no_module(tmp_path):
+    """The sandbox of picture processes opens no file."""
+    np.save(tmp_path / "blurred.npy", smeared(photograph(), 15, 0.5))
+    command = [sys.executable, "-c", VIEWS, str(tmp_path / "blurred.npy")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"
