@@ -271,7 +271,8 @@ def test_inks_without_a_marker_are_shown_as_in_browsers_and_searched_in_both_way
     for expected in (shown_by_pillow(content), uninverted):
         assert sum(np.abs(view - expected).mean() < 1 for view in views) == 1
     assert np.abs(uninverted - shown_by_pillow(content)).mean() > 20
-    assert len(views) == 2 * len(list(images.decode(marked, 10**6).frames[0].views()))
+    # One of the two ways may look as if it had haze, and has a view without it.
+    assert len(views) > len(list(images.decode(marked, 10**6).frames[0].views()))
 
 
 def test_the_output_of_inks_without_a_marker_shows_the_same_and_has_a_marker():
