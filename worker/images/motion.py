@@ -35,7 +35,7 @@ MIN_DEPTH = 3.5
 # The power of noise as a share of that of the signal, which bounds the amplification, and the
 # standard deviation of the smoothing that follows, in pixels: what noise remains hides faces more
 # than blur does.
-NOISE_POWER, SMOOTHING_SIGMA = 0.005, 1.2
+NOISE_POWER, SMOOTHING_SIGMA = 0.005, 1.5
 # The longest side of a picture from which motion is removed; larger ones are reduced before, and
 # the result is enlarged again. Its edges are mirrored over EDGE pixels at least.
 SHARPENED_SIDE, EDGE = 2048, 32

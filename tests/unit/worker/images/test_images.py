@@ -388,7 +388,7 @@ def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_a_transparent_picture_is_looked_at_bare_on_white_and_on_black(mode):
     frame = decoded(written(scene(mode), "PNG"))
-    bare, on_white, *_, on_black = frame.views()
+    bare, on_white, *_, on_black = frame.views()  # On white it may look as if it had haze.
     assert bare.dtype == on_white.dtype == on_black.dtype == np.uint8
     assert bare.shape == on_white.shape == on_black.shape == (60, 90, 3)
     assert np.array_equal(bare, np.broadcast_to(frame.pixels[..., :-1], bare.shape))
