@@ -99,9 +99,10 @@ def _blocks(gray: Pixels) -> Iterator[Floats]:
     height, width = gray.shape
     for top in _starts(height):
         for left in _starts(width):
-            block = gray[top : top + BLOCK_SIDE, left : left + BLOCK_SIDE].astype(np.float32)
-            if block.std() >= MIN_CONTRAST:
-                yield block - block.mean()
+            block = gray[top : top + BLOCK_SIDE, left : left + BLOCK_SIDE]
+            mean, deviation = cv2.meanStdDev(block)
+            if deviation[0, 0] >= MIN_CONTRAST:
+                yield np.asarray(cv2.subtract(block, mean, dtype=cv2.CV_32F), np.float32)
 
 
 def _starts(length: int) -> list[int]:
@@ -119,10 +120,7 @@ def _cepstrum(gray: Pixels) -> Floats | None:
     window = np.outer(profile, profile)
     logarithms = []
     for block in _blocks(gray):
-        real, imaginary = cv2.split(cv2.dft(block * window, flags=cv2.DFT_COMPLEX_OUTPUT))
-        # The other half of the spectrum repeats this one.
-        amplitude = cv2.magnitude(real, imaginary)[:, : BLOCK_SIDE // 2 + 1]
-        logarithms.append(np.log(amplitude + 1))
+        logarithms.append(np.log(np.abs(fft.rfft2(block * window)) + 1))
     if not logarithms:
         return None
     cepstrum = fft.irfft2(np.mean(logarithms, axis=0), (BLOCK_SIDE, BLOCK_SIDE))
