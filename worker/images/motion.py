@@ -118,9 +118,8 @@ def _cepstrum(gray: Pixels) -> Floats | None:
     """
     profile = np.hanning(BLOCK_SIDE).astype(np.float32)
     window = np.outer(profile, profile)
-    logarithms = []
-    for block in _blocks(gray):
-        logarithms.append(np.log(np.abs(fft.rfft2(block * window)) + 1))
+    spectra = (np.abs(fft.rfft2(block * window)) for block in _blocks(gray))
+    logarithms = [np.log(spectrum + 1) for spectrum in spectra]
     if not logarithms:
         return None
     cepstrum = fft.irfft2(np.mean(logarithms, axis=0), (BLOCK_SIDE, BLOCK_SIDE))
