@@ -24,6 +24,11 @@ class LyingSentinel(socketserver.ThreadingTCPServer):
         self.answer = state(port, epoch)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def server_close(self):
+        # Its thread would go on with a closed socket, and spin once the descriptor is another's.
+        self.shutdown()
+        super().server_close()
+
     @property
     def address(self):
         return HOST, self.server_address[1]
