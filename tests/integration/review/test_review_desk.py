@@ -484,6 +484,7 @@ def test_a_redo_is_recorded_signed_and_queued_with_all_areas(
         "region": 1.0,
         "exempt": [[0, 0, 5, 5]],
         "extra": [[1, 1, 9, 9], [10, 20, 90, 120]],
+        "version": item["etag"],
     }
     assert "raw" not in json.dumps(asdict(decision))
     assert client.get(f"/api/result/{answer.json['task']}").json == {"state": "pending"}
