@@ -38,15 +38,15 @@ NARROW = ((0.005, 0.375), (0.05, 0.125))
 DARK_SHARE, DARK_LEVEL = 0.9, 96
 BRIGHTENING_POWER, SMOOTHING_SIGMA = 0.5, 1.2
 # Rain, fog and stray light brighten what is dark: hardly a pixel then has a channel below this
-# level, at most this share of them. Of annotated photographs 1 to 5 in 100 are so. A view is
-# filtered by the median of as many pixels, which removes streaks of rain, and stretched.
+# level, at most this share of them. Of annotated photographs 1 to 5 in 100 are so. A view of them
+# is filtered by a median over STREAK_SIDE pixels, which removes streaks of rain, and stretched.
 HAZE_LEVEL, HAZE_SHARE, STREAK_SIDE = 32, 0.01, 3
 # The detail of a picture is that within 3 pixels as a share of that within 21, at SHARPNESS_SIDE
 # pixels. Below the first share it is blurred; above the second it consists of noise. Of annotated
-# photographs a tenth at most is below, and hardly one above. A view of them is smoothed, over so
-# many pixels at that size. Pictures whose longer side is
-# shorter than this are enlarged for detection, which smooths them, too. Flat ones, whose detail
-# within 21 pixels is less than a level on average, show no face.
+# photographs a tenth at most is below, and hardly one above. A view of them is smoothed over
+# CLEARING_SIGMA pixels at that size. Pictures whose longer side is less than MIN_JUDGED_SIDE are
+# enlarged for detection, which smooths them, too. Flat ones, whose detail within 21 pixels is less
+# than MIN_DETAIL levels on average, show no face.
 MIN_JUDGED_SIDE, MIN_DETAIL = 256, 1.0
 SHARPNESS_SIDE, FINE, COARSE = 1024, (3, 3), (21, 21)
 BLURRED_SHARE, NOISE_SHARE, CLEARING_SIGMA = 0.12, 0.55, 2.0

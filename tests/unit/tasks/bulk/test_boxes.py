@@ -4,29 +4,13 @@ import pytest
 
 from tasks.bulk.annotations import AnnotatedPicture, Shape
 from tasks.bulk.boxes import _differences
-from tasks.storage.receipts import Receipt
+from tests.made_receipts import anonymized
 
 LARGE, INSIDE, BESIDE = (0, 0, 100, 100), (20, 20, 50, 50), (95, 20, 125, 50)
 
 
 def differences(hidden, corrected, **options):
-    receipt = Receipt(
-        status="anonymized",
-        created="2026-01-01T00:00:00.000+00:00",
-        source_etag="e",
-        source_sha256="0" * 64,
-        source_bytes=10,
-        output_sha256="1" * 64,
-        output_bytes=9,
-        format="JPEG",
-        width=200,
-        height=100,
-        recipe="5a38d4c65c2c5ab0",
-        faces=[{"box_xyxy": list(box), "score": 0.5} for box in hidden],
-        seconds={},
-        made_with={},
-        **options,
-    )
+    receipt = anonymized(200, 100, hidden, **options)
     shapes = [Shape(box) for box in corrected]
     return _differences(AnnotatedPicture("s3://clean/a.jpg", 200, 100, shapes), receipt)
 

@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from tasks.storage.receipts import Receipt
 from tests.drawn import found
+from tests.made_receipts import anonymized
 from worker import bootstrap, logs
 from worker.anonymizer import Anonymizer, Limits
 from worker.commands.receipt import MAX_FACES_SHOWN, _face_texts, _redetection
@@ -47,21 +47,6 @@ def test_a_face_on_a_page_beyond_the_size_of_the_first_is_exposed(monkeypatch):
     pages = [Image.fromarray(np.zeros((*size, 3), np.uint8)) for size in ((20, 30), (80, 100))]
     target = io.BytesIO()
     pages[0].save(target, "TIFF", save_all=True, append_images=pages[1:])
-    receipt = Receipt(
-        status="anonymized",
-        created="2026-01-01T00:00:00.000+00:00",
-        source_etag="e",
-        source_sha256="0" * 64,
-        source_bytes=10,
-        output_sha256="1" * 64,
-        output_bytes=9,
-        format="TIFF",
-        width=30,
-        height=20,
-        recipe="5a38d4c65c2c5ab0",
-        faces=[],
-        seconds={},
-        made_with={},
-    )
+    receipt = anonymized(30, 20, format="TIFF")
     (exposed,) = _redetection(WorkerSettings())(target.getvalue(), receipt)
     assert exposed["box_xyxy"] == [60, 40, 80, 70]
