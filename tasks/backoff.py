@@ -1,15 +1,21 @@
-"""Growing pauses between tries to reach a server, and one log line at each end of an outage."""
+"""Growing pauses between tries to reach a server, and one line at each end of an outage."""
 
 import random
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
-from .errors import VeilError, log_fields
+from .errors import QueueUnavailable, StorageUnavailable, VeilError, log_fields
+
+Result = TypeVar("Result")
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 15.0
 MAX_DOUBLINGS = 32  # keeps the power within the range of a float
+TRIES = 6  # of a call while the store is unavailable, so that a long command outlives a disturbance
+FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS = 0.5, 10.0  # pauses between these tries
 
 log = structlog.get_logger("veil")
 
@@ -20,6 +26,19 @@ def ceiling(pauses: int, first: float, longest: float) -> float:
     It is `first` at the beginning, doubles with each pause, and never exceeds `longest`.
     """
     return min(longest, first * 2.0 ** min(pauses, MAX_DOUBLINGS))
+
+
+def patiently(call: Callable[[], Result]) -> Result:
+    """Return what `call` returns. Repeat it after a pause, up to TRIES, if it raises
+    StorageUnavailable.
+    """
+    for pauses in range(TRIES - 1):
+        try:
+            return call()
+        except StorageUnavailable:
+            longest = ceiling(pauses, FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS)
+            time.sleep(random.uniform(longest / 2, longest))
+    return call()
 
 
 class Backoff:
@@ -54,3 +73,29 @@ class Backoff:
 
     def report_recovery(self, seconds: float) -> None:
         log.info("back", server=self._server, seconds=round(seconds, 1))
+
+
+class ReportingBackoff(Backoff):
+    """A backoff that reports outages to the user instead of the log."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """`tell` gets a line for each outage and each return."""
+        super().__init__("s3 or redis")
+        self._tell = tell
+
+    def report_outage(self, error: VeilError) -> None:
+        self._tell(f"{type(error).__name__}: {error}; waiting")
+
+    def report_recovery(self, seconds: float) -> None:
+        self._tell(f"goes on after {seconds:.1f} s")
+
+    def until_reached(self, call: Callable[[], Result]) -> Result:
+        """Return what `call` returns, which is repeated while Redis can't be used."""
+        while True:
+            try:
+                result = call()
+            except QueueUnavailable as error:
+                time.sleep(self.failed(error))
+                continue
+            self.succeeded()
+            return result

@@ -360,11 +360,7 @@ class Settings(BaseSettings):
     def _check_names_key(cls, value: SecretStr | None) -> SecretStr | None:
         if not value or not (text := value.get_secret_value()):
             return None
-        if len(text) < MIN_SECRET_CHARACTERS:
-            raise ValueError(
-                f"needs {MIN_SECRET_CHARACTERS} characters or more, as `openssl rand -hex 32` "
-                "makes them"
-            )
+        _check_length(text)
         if "," in text:
             raise ValueError("is one secret, without commas: another one gives other names")
         return value
@@ -373,8 +369,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_notify_key(cls, value: SecretStr | None) -> SecretStr | None:
         for text in split_commas(value.get_secret_value()) if value else ():
-            if len(text) < MIN_SECRET_CHARACTERS:
-                raise ValueError(f"needs {MIN_SECRET_CHARACTERS} characters or more")
+            _check_length(text)
         return value
 
     @model_validator(mode="after")
@@ -610,6 +605,14 @@ def split_address(text: str) -> tuple[str, int]:
     except ValueError:
         pass
     raise ValueError("must be HOST:PORT, like 127.0.0.1:9100")
+
+
+def _check_length(secret: str) -> None:
+    """Raise ValueError if `secret` is too short to be one."""
+    if len(secret) < MIN_SECRET_CHARACTERS:
+        raise ValueError(
+            f"needs {MIN_SECRET_CHARACTERS} characters or more: `openssl rand -hex 32` makes them"
+        )
 
 
 def _problems(error: ValidationError) -> list[str]:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import WatchError
 
-from ..backoff import Backoff
-from ..errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
+from ..backoff import ReportingBackoff
+from ..errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient
 from ..messages import BACKFILL
 from ..publishing import Backpressure, Publisher, Wanted
 from ..records import dead_letters, outcomes
@@ -175,21 +175,6 @@ class _CheckpointChanged(Exception):
 
     It lost its last second, or it has taken a page whose answer was lost.
     """
-
-
-class ReportingBackoff(Backoff):
-    """A backoff that reports outages to the user instead of the log."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell` gets a line for each outage and each return."""
-        super().__init__("s3 or redis")
-        self._tell = tell
-
-    def report_outage(self, error: VeilError) -> None:
-        self._tell(f"{type(error).__name__}: {error}; waiting")
-
-    def report_recovery(self, seconds: float) -> None:
-        self._tell(f"goes on after {seconds:.1f} s")
 
 
 class Backfill:

@@ -1,21 +1,17 @@
 """Concurrent calls to S3 whose results come in the order of their arguments."""
 
-import random
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
-from ..backoff import ceiling
-from ..errors import StorageUnavailable
+from ..backoff import patiently
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CALLS_PER_THREAD = 4  # pending or running calls, so that a slow call does not idle the others
-TRIES = 6  # of a call while the store is unavailable, so that a long command outlives a disturbance
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
 
 def in_order(
@@ -29,20 +25,10 @@ def in_order(
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(_patiently, work, item))
+                pending.append(pool.submit(patiently, partial(work, item)))
                 if len(pending) == CALLS_PER_THREAD * threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _patiently(work: Callable[[Item], Result], item: Item) -> Result:
-    for pauses in range(TRIES - 1):
-        try:
-            return work(item)
-        except StorageUnavailable:
-            longest = ceiling(pauses, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-            time.sleep(random.uniform(longest / 2, longest))
-    return work(item)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from ..addresses import ObjectUri
+from ..backoff import ReportingBackoff
 from ..errors import NothingFound
 from ..publishing import Wanted
 from ..records import dead_letters
@@ -110,13 +111,16 @@ class Reconciliation:
         sources_deleted: bool = False,
         on_tick: Callable[[int], None] = lambda _: None,
         suffixes: tuple[str, ...] = (),
+        *,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Prepare a comparison. Nothing is read before `findings`.
 
         `redis` has the dead letters. Without a `recipe`, outputs of any recipe are current.
         `on_tick` gets the number of keys since its last call. With `sources_deleted` an output
         without a source is archived, and no orphan, if it has its receipt. With `suffixes`, other
-        keys are left out; upper and lower case are the same.
+        keys are left out; upper and lower case are the same. `tell` gets a line when Redis can't be
+        used any more, and one when it can be again.
         """
         self.counts: Counter[State] = Counter()
         self.held_with_output = 0
@@ -129,6 +133,7 @@ class Reconciliation:
         self._only = only
         self._sources_deleted = sources_deleted
         self._on_tick = on_tick
+        self._backoff = ReportingBackoff(tell)
         self._suffixes = tuple(suffix.lower() for suffix in suffixes) or ("",)
 
     @property
@@ -141,8 +146,8 @@ class Reconciliation:
         """Yield the chosen findings, at most `limit`, in listing order.
 
         `publish` gets those that a worker can repair, before they are yielded. Memory does not grow
-        with the number of keys. Raises QueueUnavailable, and NothingFound at the end if there was
-        no picture.
+        with the number of keys. It waits while Redis can't be used. Raises NothingFound at the end
+        if there was no picture.
         """
         examined = self._examined()
         while limit is None or limit > 0:
@@ -257,14 +262,19 @@ class Reconciliation:
         for finding in batch:
             if finding.state in REPAIRABLE:
                 names += finding.letter_names(self._places)
-        with connected():
-            letters = dead_letters.LETTERS.find(self._redis, names)
+
+        def read() -> Mapping[str, dead_letters.DeadLetter]:
+            with connected():
+                return dead_letters.LETTERS.find(self._redis, names)
+
+        letters = self._backoff.until_reached(read)
         return [_dead(finding, letters, self._places) for finding in batch]
 
     def _published(self, chosen: Sequence[Finding], publish: Publish) -> Iterator[Finding]:
         repairable = [finding for finding in chosen if finding.state in REPAIRABLE]
         if repairable:
-            publish([finding.wanted(self._places) for finding in repairable])
+            wanted = [finding.wanted(self._places) for finding in repairable]
+            self._backoff.until_reached(lambda: publish(wanted))
         self.enqueued += len(repairable)
         for finding in chosen:
             yield replace(finding, enqueued=finding.state in REPAIRABLE)

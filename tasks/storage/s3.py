@@ -13,6 +13,7 @@ from typing import Any, Self
 import structlog
 
 from ..addresses import AMBIGUOUS, MAX_KEY_BYTES, ObjectUri, PrefixUri, plain
+from ..backoff import patiently
 from ..errors import (
     AccessDenied,
     ImageTooLarge,
@@ -337,13 +338,15 @@ class ObjectStore:
         If a page of SeaweedFS ends at the key ``a``, the objects in the folder ``a/`` are missing
         from the next page, and the page may even be called the last one. Each page therefore
         begins just before the last key of the page before, and a full page is never the last one.
+
+        A store that becomes unavailable after the first page is waited for as `patiently` does.
         """
         if prefix:
             self.check_name(PrefixUri(bucket, prefix))
         start = {"StartAfter": after} if after else {}
         last = ""
+        page = self._list_page(bucket, prefix, start, via)
         while True:
-            page = self._list_page(bucket, prefix, start, via)
             found = page.get("Contents", ())
             is_full = len(found) >= self._page_keys
             found = [item for item in found if not last or not _is_up_to(item["Key"], last)]
@@ -357,6 +360,7 @@ class ObjectStore:
                 start = {"ContinuationToken": page["NextContinuationToken"]}
             else:
                 return
+            page = patiently(partial(self._list_page, bucket, prefix, start, via))
 
     def _list_page(
         self, bucket: str, prefix: str, start: Mapping[str, str], via: Place | None

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tasks.backoff import ReportingBackoff
 from tasks.bulk import runs
-from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
+from tasks.bulk.backfill import Backfill, Selection
 from tasks.bulk.inventory import Inventory
 from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
@@ -361,22 +362,20 @@ def _read(redis: Any, name: str, backoff: ReportingBackoff) -> Reading:
 
     Wait while Redis is unavailable. Raise InvalidRequest if Redis has no such run any more.
     """
-    while True:
-        try:
-            with connected():
-                current = runs.read(redis, name)
-                if current is None:
-                    raise InvalidRequest(f"Redis has lost the run {name}: start it again")
-                abandoned_since = runs.abandoned_since(redis, name, current.state)
-                if abandoned_since is not None:
-                    current = replace(current, state="abandoned")
-                counts = outcomes.of_run(redis, name)
-                is_through = runs.is_through(redis, current)
-        except QueueUnavailable as error:
-            time.sleep(backoff.failed(error))
-            continue
-        backoff.succeeded()
+
+    def read() -> Reading:
+        with connected():
+            current = runs.read(redis, name)
+            if current is None:
+                raise InvalidRequest(f"Redis has lost the run {name}: start it again")
+            abandoned_since = runs.abandoned_since(redis, name, current.state)
+            if abandoned_since is not None:
+                current = replace(current, state="abandoned")
+            counts = outcomes.of_run(redis, name)
+            is_through = runs.is_through(redis, current)
         return Reading(current, counts, is_through, abandoned_since)
+
+    return backoff.until_reached(read)
 
 
 @contextmanager

@@ -141,6 +141,7 @@ def reconcile(
             sources_deleted,
             bar.advance,
             places.route.suffixes_among(suffix or ()),
+            tell=print_note,
         )
 
         def summarize() -> None:

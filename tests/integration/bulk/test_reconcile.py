@@ -4,22 +4,26 @@ import json
 import time
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tasks import publishing
 from tasks.addresses import ObjectUri
+from tasks.app import create_app
+from tasks.bulk import reconcile as reconciling
 from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.messages import BACKFILL, UPLOADS, AnonymizeRequest
 from tasks.records import dead_letters
 from tasks.records.dead_letters import DeadLetter
 from tasks.routes import Route, Routes
+from tasks.settings import Settings
 from tasks.storage.receipts import FOLDER, ReceiptName, uri
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tests.pipelines import run as run_pipeline
-from tools.local.servers import HOST
+from tools.local.servers import HOST, start_redis
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
@@ -440,6 +444,39 @@ def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_don
     assert run_pipeline(pipeline, request).status == "held"
     findings = Reconciliation(archive.store, archive.places, RECIPE, unattended.client).findings()
     assert [(finding.source.key[-5:], finding.state) for finding in findings] == [("a.jpg", "held")]
+
+
+def test_a_redis_that_is_killed_and_comes_back_is_waited_for(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(reconciling, "BATCH", 2)
+    keys = [f"{number}.jpg" for number in range(8)]
+    for key in keys:
+        archive.source(key)
+    redis = start_redis(tmp_path / "redis")
+    told = []
+
+    def tell(line):
+        told.append(line)
+        if line.startswith("QueueUnavailable"):
+            redis.server.start()
+
+    try:
+        app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
+        publisher = publishing.Publisher(app)
+        findings = Reconciliation(
+            archive.store, archive.places, RECIPE, app.backend.client, Only(), tell=tell
+        ).findings(lambda pictures: publisher.publish(pictures, BACKFILL))
+        found = [next(findings)]
+        redis.server.kill()
+        found += findings
+        publisher.close()
+
+        assert [finding.source.key.rpartition("/")[2] for finding in found] == keys
+        assert enqueued(SimpleNamespace(client=redis.client())).keys() == arguments(archive, *keys)
+        away, goes_on = told
+        assert away.startswith("QueueUnavailable")
+        assert goes_on.startswith("goes on after")
+    finally:
+        redis.server.stop()
 
 
 class Simulated(ObjectStore):

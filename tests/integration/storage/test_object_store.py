@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
+from tasks.backoff import TRIES
 from tasks.errors import (
     AccessDenied,
     CredentialsRefused,
@@ -229,6 +230,7 @@ ITEM = (
     "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
 )
 END = "<IsTruncated>false</IsTruncated>"
+CUT = ITEM.format("lost")  # an answer that does not say whether it is the last
 
 
 def test_a_listing_goes_on_after_an_empty_page_that_is_not_the_last(answering):
@@ -242,6 +244,26 @@ def test_a_listing_that_does_not_say_how_it_goes_on_has_not_ended(answering):
     store = answering("<IsTruncated>true</IsTruncated>" + ITEM.format("a"))
     with pytest.raises(StorageUnavailable, match="NextContinuationToken"):
         list(store.list("raw"))
+
+
+@pytest.mark.parametrize("failures", [1, TRIES - 1])
+def test_a_store_that_is_away_between_two_pages_is_waited_for(answering, monkeypatch, failures):
+    monkeypatch.setattr("tasks.backoff.FIRST_TRY_SECONDS", 0.001)
+    store = answering(MORE.format(1) + ITEM.format("a"), *[CUT] * failures, END + ITEM.format("b"))
+    assert [stored.uri.key for stored in store.list("raw")] == ["a", "b"]
+
+
+def test_a_store_that_stays_away_ends_the_listing(answering, monkeypatch):
+    monkeypatch.setattr("tasks.backoff.FIRST_TRY_SECONDS", 0.001)
+    listed = answering(MORE.format(1) + ITEM.format("a"), *[CUT] * TRIES).list("raw")
+    assert next(listed).uri.key == "a"
+    with pytest.raises(StorageUnavailable):
+        next(listed)
+
+
+def test_a_store_that_is_away_at_the_first_page_is_not_waited_for(answering):
+    with pytest.raises(StorageUnavailable):
+        list(answering(CUT).list("raw"))
 
 
 def test_a_missing_object_is_named(store, place):

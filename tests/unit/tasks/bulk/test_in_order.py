@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tasks.bulk.in_order import CALLS_PER_THREAD, TRIES, in_order
+from tasks.backoff import TRIES
+from tasks.bulk.in_order import CALLS_PER_THREAD, in_order
 from tasks.errors import StorageUnavailable
 
 
@@ -45,7 +46,7 @@ def test_an_exception_of_a_call_is_raised_in_its_place():
 
 
 def test_a_disturbance_of_the_store_is_outlived_and_an_outage_is_not(monkeypatch):
-    monkeypatch.setattr("tasks.bulk.in_order.FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("tasks.backoff.FIRST_TRY_SECONDS", 0.01)
     failures = {1: 2, 3: TRIES}
 
     def work(number):
