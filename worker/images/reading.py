@@ -49,7 +49,6 @@ from worker.images.tiff.reading import tiff_page
 from worker.images.turning import ORIENTATION, TURNS, UPRIGHT, Turn, turned
 from worker.metadata import density, exif, xmp
 from worker.metadata.kept import NOTHING, Kept
-from worker.pixels import Array
 
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
 Image.MAX_IMAGE_PIXELS = None
@@ -309,9 +308,10 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
 
 def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
     """Return the frames of `image`, and the duration of each in milliseconds."""
+    if form == "GIF":
+        return _gif_frames(content, clock)
     frames, durations = [], []
     previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
-    uncovered = gif.uncovered(content) if form == "GIF" else iter(())
     turn = None if form == "TIFF" else _turn(image)
     for number in range(getattr(image, "n_frames", 1)):
         if number in previews:
@@ -322,8 +322,6 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
             frames.append(tiff_page(image, content, clock))
         else:
             frames.append(_frame(image, form, content, turn))
-        if (transparent := next(uncovered, None)) is not None:
-            frames[-1] = _transparent_in(frames[-1], transparent)
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
@@ -346,11 +344,14 @@ def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
     return Frame(turned(frame.pixels, turn), frame.mode)
 
 
-def _transparent_in(frame: Frame, area: Array) -> Frame:
-    """Return `frame` in RGBA, transparent where `area` is true."""
-    pixels = np.array(Image.fromarray(frame.pixels).convert("RGBA"))
-    pixels[area] = 0
-    return Frame(pixels, "RGBA")
+def _gif_frames(content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
+    """Return the frames of the GIF `content`, and the duration of each in milliseconds."""
+    frames, durations = [], []
+    for pixels, duration in gif.frames(content):
+        clock.check()
+        frames.append(Frame(pixels, MODES[pixels.shape[2]]))
+        durations.append(duration)
+    return frames, durations
 
 
 def _in_one_mode(frames: list[Frame]) -> list[Frame]:
