@@ -28,7 +28,7 @@ from worker.images import (
 from worker.images.clock import DECODE_SECONDS, Clock
 from worker.images.display import Display
 from worker.images.formats import BY_NAME
-from worker.images.heif import deep_avif, heic
+from worker.images.heif import avif, deep_avif, heic
 from worker.images.jpeg import tolerance
 from worker.images.jpeg.decoding import COLOURS, is_stored_as_rgb
 from worker.images.jpeg.scans import all_agree, ends_with_its_blocks
@@ -341,7 +341,10 @@ def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
         )
     else:
         frame = deep.read_png(content, np.asarray(image))
-    return Frame(turned(frame.pixels, turn), frame.mode)
+    pixels = frame.pixels
+    if form == "AVIF" and (part := avif.crop(content, frame.width, frame.height)):
+        pixels = np.ascontiguousarray(pixels[part])
+    return Frame(turned(pixels, turn), frame.mode)
 
 
 def _gif_frames(content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
