@@ -24,7 +24,8 @@ UNPACK_BYTES = 1 << 16  # bytes that are unpacked at a time
 ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 PIXELS = frozenset({b"tRNS", *ANIMATION})
 # The chunks that outputs keep, with the length of their bodies: colour and density.
-KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9}
+DENSITY = b"pHYs"
+KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, DENSITY: 9}
 # The keyword of XMP, and what follows it in a text that is not compressed (11.3.3.4).
 XMP_KEYWORD, PLAIN_TEXT = b"XML:com.adobe.xmp\0", b"\0\0\0\0"
 EXIF = b"eXIf"
@@ -143,6 +144,14 @@ def kept_chunks(content: bytes) -> list[Chunk]:
         if name in KEPT and end - start - CHUNK_OVERHEAD == KEPT[name]:
             found.setdefault(name, content[start + 8 : end - 4])
     return list(found.items())
+
+
+def turned_density(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Return `chunks` with the density across and down exchanged, for a picture on its side."""
+    return [
+        (name, body[4:8] + body[:4] + body[8:] if name == DENSITY else body)
+        for name, body in chunks
+    ]
 
 
 def with_chunks(content: bytes, chunks: Sequence[Chunk]) -> bytes:

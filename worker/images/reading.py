@@ -45,8 +45,9 @@ from worker.images.jpeg.segments import (
 from worker.images.loading import blanked, loaded
 from worker.images.picture import Frame, Picture
 from worker.images.tiff import camera_raw
+from worker.images.tiff.pages import orientation as page_orientation
 from worker.images.tiff.reading import tiff_page
-from worker.images.turning import ORIENTATION, TURNS, UPRIGHT, Turn, turned
+from worker.images.turning import ORIENTATION, SIDEWAYS, TURNS, UPRIGHT, Turn, turned
 from worker.metadata import density, exif, xmp
 from worker.metadata.kept import NOTHING, Kept
 
@@ -125,17 +126,18 @@ def _decoded(
     unread.check(form, image, content)
     if form == "JPEG":
         return _jpeg(image, content, keep)
+    if form == "TIFF":
+        return _tiff(image, content, keep, clock)
     if form == "JPEG2000":
         image.info["icc_profile"] = jpeg2000.profile(content)
     image.info.setdefault("xmp", packet)
-    encoding = writing.options(image, content) | _metadata(image, keep)
+    encoding = _encoding(image, content, keep)
     frames, durations = _frames(image, form, content, clock)
     if order is not None:
         frames = [_reordered(frame, order, is_reordered_ycc) for frame in frames]
-    if form != "TIFF":
-        frames = _in_one_mode(frames)
-        if len(frames) > 1:
-            encoding["duration"] = durations
+    frames = _in_one_mode(frames)
+    if len(frames) > 1:
+        encoding["duration"] = durations
     frames = _with_display(frames, _display(encoding))
     is_as_stored = order is None and _turn(image) is None
     copy = copies.copied(form, content, frames, encoding) if is_as_stored else None
@@ -306,22 +308,44 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     return Picture((frame,), "JPEG", encoding, bare, notes, orientation)
 
 
+def _encoding(image: Any, content: bytes, keep: Kept) -> dict[str, Any]:
+    """Return the options with which Pillow writes an upright picture like `image`, but no TIFF."""
+    encoding = writing.options(image, content) | _metadata(image, keep)
+    if writing.CHUNKS in encoding and _orientation(image) in SIDEWAYS:
+        encoding[writing.CHUNKS] = png.turned_density(encoding[writing.CHUNKS])
+    return encoding
+
+
+def _tiff(image: Any, content: bytes, keep: Kept, clock: Clock) -> Picture:
+    """Return the picture of a TIFF. Each page has a compression, a profile and a density."""
+    previews = camera_raw.previews(content)
+    frames, pages = [], []
+    for number in range(getattr(image, "n_frames", 1)):
+        if number in previews:
+            continue
+        clock.check()
+        if number > 0:
+            for name in ("icc_profile", "dpi"):  # Pillow keeps those of the page before.
+                image.info.pop(name, None)
+            image.seek(number)
+        options = writing.tiff_page_options(image) | _metadata(image, keep)
+        if page_orientation(image) in SIDEWAYS and "dpi" in options:
+            options["dpi"] = options["dpi"][::-1]
+        frames += _with_display([tiff_page(image, content, clock)], _display(options))
+        pages.append(options)
+    return Picture(tuple(frames), "TIFF", {writing.PAGES: pages})
+
+
 def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
     """Return the frames of `image`, and the duration of each in milliseconds."""
     if form == "GIF":
         return _gif_frames(content, clock)
     frames, durations = [], []
-    previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
-    turn = None if form == "TIFF" else _turn(image)
+    turn = _turn(image)
     for number in range(getattr(image, "n_frames", 1)):
-        if number in previews:
-            continue
         clock.check()
         image.seek(number)
-        if form == "TIFF":
-            frames.append(tiff_page(image, content, clock))
-        else:
-            frames.append(_frame(image, form, content, turn))
+        frames.append(_frame(image, form, content, turn))
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
@@ -394,7 +418,7 @@ def _metadata(image: Any, keep: Kept) -> dict[str, Any]:
     """Return the metadata that outputs keep: profile, density, and what `keep` chooses."""
     options: dict[str, Any] = {}
     if dots := density.of(image):
-        options["dpi"] = dots
+        options["dpi"] = dots[::-1] if _orientation(image) in SIDEWAYS else dots
     if profile := colour_profile.checked(image.info.get("icc_profile"), image.mode):
         options["icc_profile"] = profile
     if image.format in exif.FORMATS and (block := exif.kept(image, keep)):
