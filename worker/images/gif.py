@@ -145,7 +145,7 @@ def _has_equal_colours(header: bytes, frame: bytes, transparent: int) -> bool:
     image = _alone(header, frame)
     if image.mode != "P":
         return False
-    used = np.bincount(np.asarray(image).ravel(), minlength=256).nonzero()[0]
+    used = np.flatnonzero(image.histogram())
     used = used[used != transparent]
     colours = np.frombuffer(image.palette.palette, np.uint8).reshape(-1, 3)[used]
     return len(np.unique(colours, axis=0)) < len(used)
