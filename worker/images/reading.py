@@ -1,7 +1,7 @@
 """Read a file's bytes into a Picture: its format, its limits, and every pixel."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker.images import (
+    apng,
     bmp,
     colour_profile,
     containers,
@@ -50,12 +51,13 @@ from worker.images.tiff.reading import tiff_page
 from worker.images.turning import ORIENTATION, SIDEWAYS, TURNS, UPRIGHT, Turn, turned
 from worker.metadata import density, exif, xmp
 from worker.metadata.kept import NOTHING, Kept
+from worker.pixels import Pixels
 
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
 Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500  # the default limit of frames in one picture
-MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
 MAX_REASON = 160  # characters of a library's error that a message quotes
 
@@ -336,13 +338,17 @@ def _tiff(image: Any, content: bytes, keep: Kept, clock: Clock) -> Picture:
     return Picture(tuple(frames), "TIFF", {writing.PAGES: pages})
 
 
-def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
+def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[float]]:
     """Return the frames of `image`, and the duration of each in milliseconds."""
+    turn, count = _turn(image), getattr(image, "n_frames", 1)
     if form == "GIF":
-        return _gif_frames(content, clock)
+        return _drawn(gif.frames(content), turn, clock)
+    if form == "PNG" and count > 1:
+        if _is_deep_png(form, content):
+            raise UnsupportedImage("this 16-bit PNG has several frames, which is not handled")
+        return _drawn(apng.frames(content), turn, clock)
     frames, durations = [], []
-    turn = _turn(image)
-    for number in range(getattr(image, "n_frames", 1)):
+    for number in range(count):
         clock.check()
         image.seek(number)
         frames.append(_frame(image, form, content, turn))
@@ -359,10 +365,8 @@ def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
         frame = deep_avif.read(content, depth, np.asarray(image))
     elif not _is_deep_png(form, content) or image.mode == "I;16":
         frame = loaded(image)
-    elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
-        raise UnsupportedImage(
-            "this 16-bit PNG has a transparent value or several frames, which is not handled"
-        )
+    elif "transparency" in image.info:
+        raise UnsupportedImage("this 16-bit PNG has a transparent value, which is not handled")
     else:
         frame = deep.read_png(content, np.asarray(image))
     pixels = frame.pixels
@@ -371,14 +375,17 @@ def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
     return Frame(turned(pixels, turn), frame.mode)
 
 
-def _gif_frames(content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
-    """Return the frames of the GIF `content`, and the duration of each in milliseconds."""
-    frames, durations = [], []
-    for pixels, duration in gif.frames(content):
+def _drawn(
+    frames: Iterable[tuple[Pixels, float]], turn: Turn | None, clock: Clock
+) -> tuple[list[Frame], list[float]]:
+    """Return an animation whose `frames` come with their durations, after `turn`."""
+    found, durations = [], []
+    for pixels, duration in frames:
         clock.check()
-        frames.append(Frame(pixels, MODES[pixels.shape[2]]))
+        mode = MODES[pixels.shape[2]]
+        found.append(Frame(turned(pixels[..., 0] if mode == "L" else pixels, turn), mode))
         durations.append(duration)
-    return frames, durations
+    return found, durations
 
 
 def _in_one_mode(frames: list[Frame]) -> list[Frame]:
