@@ -347,17 +347,20 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
         if _is_deep_png(form, content):
             raise UnsupportedImage("this 16-bit PNG has several frames, which is not handled")
         return _drawn(apng.frames(content), turn, clock)
+    part = avif.crop(content, image.width, image.height) if form == "AVIF" else None
     frames, durations = [], []
     for number in range(count):
         clock.check()
         image.seek(number)
-        frames.append(_frame(image, form, content, turn))
+        frame = _frame(image, form, content)
+        pixels = frame.pixels if part is None else np.ascontiguousarray(frame.pixels[part])
+        frames.append(Frame(turned(pixels, turn), frame.mode))
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
 
-def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
-    """Return the frame that `image` is at, of any format but TIFF, after `turn`."""
+def _frame(image: Any, form: str, content: bytes) -> Frame:
+    """Return the frame that `image` is at, as stored, of any format but TIFF."""
     image.load()
     if form == "AVIF" and (depth := containers.avif_depth(content)) > 8:
         if getattr(image, "n_frames", 1) > 1:
@@ -369,10 +372,7 @@ def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
         raise UnsupportedImage("this 16-bit PNG has a transparent value, which is not handled")
     else:
         frame = deep.read_png(content, np.asarray(image))
-    pixels = frame.pixels
-    if form == "AVIF" and (part := avif.crop(content, frame.width, frame.height)):
-        pixels = np.ascontiguousarray(pixels[part])
-    return Frame(turned(pixels, turn), frame.mode)
+    return frame
 
 
 def _drawn(

@@ -181,8 +181,12 @@ def crop(content: bytes, width: int, height: int) -> tuple[slice, slice] | None:
     Decoders leave the cropping to viewers. Raises UnsupportedImage for several such properties, and
     for one that is no part of the picture in whole pixels.
     """
-    bodies = content.split(CLEAN_APERTURE)[1:]
-    stated = {body[:CLEAN_APERTURE_BYTES] for body in bodies}
+    stated: set[bytes] = set()
+    at = content.find(CLEAN_APERTURE)
+    while at >= 0 and len(stated) < 2:
+        at += len(CLEAN_APERTURE)
+        stated.add(content[at : at + CLEAN_APERTURE_BYTES])
+        at = content.find(CLEAN_APERTURE, at)
     if not stated:
         return None
     try:
