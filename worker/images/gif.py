@@ -23,6 +23,7 @@ GRAPHIC_CONTROL = b"!\xf9"
 TO_BACKGROUND, TO_PREVIOUS, LAST_DEFINED = 2, (3, 4), 3
 # Bytes of the extensions that are kept: of a graphic control (23), and of repeats.
 GRAPHIC_CONTROL_BYTES, REPEATS_BYTES = 8, 19
+HAS_TABLE = 0x80  # the flag of a colour table, in the header (18) and before a frame (20)
 MILLISECONDS = 10  # of the unit of a frame's duration
 OPAQUE = 255
 # A decoder needs more of a frame's compressed data than all but so many bytes.
@@ -69,8 +70,8 @@ def bare(content: bytes) -> bytes | None:
     """Return the GIF `content` with its frames, their timing and repeats alone.
 
     Returns None if other data may stand behind the pixels of a frame, in an extension or in equal
-    colours, if a frame has several graphic controls or an unknown disposal method, and if the GIF
-    has several numbers of repeats.
+    colours, if a frame has no colours, several graphic controls or an unknown disposal method, and
+    if the GIF has several numbers of repeats.
     """
     parts = [content[: containers.gif_header_end(content)]]
     control: _Control | None = None
@@ -78,8 +79,7 @@ def bare(content: bytes) -> bytes | None:
     for block in containers.gif_blocks(content):
         data = content[block.start : block.end]
         if block.kind == b",":
-            transparent = control.transparent if control else -1
-            if _has_equal_colours(parts[0], data, transparent) or not _is_filled(parts[0], data):
+            if not _is_shown_whole(parts[0], data, control or _Control()):
                 return None
             parts.append(data)
             control = None
@@ -135,6 +135,14 @@ def _alone(header: bytes, frame: bytes) -> Any:
     with Image.open(io.BytesIO(content), formats=("GIF",)) as image:
         image.load()
         return image
+
+
+def _is_shown_whole(header: bytes, frame: bytes, control: _Control) -> bool:
+    """Return whether viewers show all that `frame` holds, in colours that the GIF states."""
+    has_table = (header[10] | frame[9]) & HAS_TABLE
+    if not has_table or _has_equal_colours(header, frame, control.transparent):
+        return False
+    return _is_filled(header, frame)
 
 
 def _has_equal_colours(header: bytes, frame: bytes, transparent: int) -> bool:

@@ -144,3 +144,12 @@ def test_a_reserved_disposal_method_is_not_copied():
     palette = np.arange(3 * COLOURS).reshape(-1, 3) * 9 + 1
     frames = [frame(HIDDEN, disposal=4), frame(np.ones((8, 8)))]
     assert not copied(*frames, palette=palette)[0]
+
+
+def test_a_frame_without_a_palette_is_not_copied():
+    """Viewers choose its colours."""
+    palette = np.arange(3 * COLOURS).reshape(-1, 3) * 9 + 1
+    content = gif((64, 64), palette, frame(HIDDEN))
+    without = content[:10] + b"\0" + content[11:13] + content[13 + 3 * COLOURS :]
+    assert images.decode(content, MANY).reassembled is not None
+    assert images.decode(without, MANY).reassembled is None
