@@ -46,6 +46,7 @@ from worker.images.jpeg.segments import (
 from worker.images.loading import blanked, loaded
 from worker.images.picture import Frame, Picture
 from worker.images.tiff import camera_raw
+from worker.images.tiff.directories import Tag
 from worker.images.tiff.pages import orientation as page_orientation
 from worker.images.tiff.reading import tiff_page
 from worker.images.turning import ORIENTATION, SIDEWAYS, TURNS, UPRIGHT, Turn, turned
@@ -326,10 +327,9 @@ def _tiff(image: Any, content: bytes, keep: Kept, clock: Clock) -> Picture:
         if number in previews:
             continue
         clock.check()
-        if number > 0:
-            for name in ("icc_profile", "dpi"):  # Pillow keeps those of the page before.
-                image.info.pop(name, None)
-            image.seek(number)
+        image.seek(number)
+        # Pillow keeps the profile of the page that it has read before.
+        image.info["icc_profile"] = image.tag_v2.get(Tag.ICC_PROFILE)
         options = writing.tiff_page_options(image) | _metadata(image, keep)
         if page_orientation(image) in SIDEWAYS and "dpi" in options:
             options["dpi"] = options["dpi"][::-1]

@@ -611,12 +611,13 @@ def test_each_page_keeps_its_profile_and_its_density():
     lossless = {"compression": "tiff_lzw"}
     _, _, described = written_again(
         paged(
+            (COLOUR, lossless),
             (COLOUR, {"dpi": (300, 300), "icc_profile": RGB, **lossless}),
             (COLOUR[..., 0].copy(), lossless),
             (COLOUR, {"dpi": (72, 72), **lossless}),
         )
     )
-    assert [one[1:] for one in described] == [(300, RGB), (None, None), (72, None)]
+    assert [one[1:] for one in described] == [(None, None), (300, RGB), (None, None), (72, None)]
 
 
 def test_a_thumbnail_before_the_first_page_decides_nothing():
