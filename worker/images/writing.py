@@ -108,11 +108,11 @@ def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any])
 def _tiff(picture: Picture, frames: Sequence[Array], pages: Sequence[dict[str, Any]]) -> bytes:
     """Return a TIFF, each page with the options of its own.
 
-    One with a page of 16 bits is compressed alike, with the profile and density of the first page.
+    If one of them has 16 bits, all are compressed alike.
     """
     if any(pixels.dtype == np.uint16 for pixels in frames):
         cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
-        return deep.write_tiff(frames, pages[0].get("icc_profile"), cmyk, pages[0].get("dpi"))
+        return deep.write_pages(frames, pages, cmyk)
     target = io.BytesIO()
     with TiffImagePlugin.AppendingTiffWriter(target) as file:
         for pixels, frame, options in zip(frames, picture.frames, pages, strict=True):

@@ -607,17 +607,21 @@ def test_each_page_keeps_its_compression():
         assert np.array_equal(one.pixels, other.pixels)
 
 
-def test_each_page_keeps_its_profile_and_its_density():
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_each_page_keeps_its_profile_and_its_density(is_deep):
     lossless = {"compression": "tiff_lzw"}
+    deep_page = [(COLOUR[..., 0].astype(np.uint16) * 257, {})] * is_deep
     _, _, described = written_again(
         paged(
             (COLOUR, lossless),
             (COLOUR, {"dpi": (300, 300), "icc_profile": RGB, **lossless}),
             (COLOUR[..., 0].copy(), lossless),
             (COLOUR, {"dpi": (72, 72), **lossless}),
+            *deep_page,
         )
     )
-    assert [one[1:] for one in described] == [(None, None), (300, RGB), (None, None), (72, None)]
+    expected = [(None, None), (300, RGB), (None, None), (72, None)]
+    assert [one[1:] for one in described[:4]] == expected
 
 
 def test_a_thumbnail_before_the_first_page_decides_nothing():
