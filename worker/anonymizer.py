@@ -40,7 +40,7 @@ from worker.residual_check import (
 from worker.treatments import AS_CONFIGURED, Treatments
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
-PIXELS_VERSION = 13
+PIXELS_VERSION = 14
 
 # A call into a library cannot be interrupted. If one exceeds the time limit of decoding by this
 # much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from worker.detection.detector import EDGE_SLACK, MAX_SLACK_SHARE
 from worker.images import Frame, Picture
 from worker.images.picture import WITH_ALPHA
+from worker.images.writing import PAGES
 from worker.masking.hiding import RING_SHARE
 from worker.masking.regions import WHOLE, Part, regions
 
@@ -139,7 +140,7 @@ def _is_lossless(picture: Picture) -> bool:
     Those of a GIF do not: it may get fewer colours.
     """
     if picture.format == "TIFF":
-        return picture.encoding.get("compression") != "jpeg"
+        return all(page["compression"] != "jpeg" for page in picture.encoding.get(PAGES, ()))
     return picture.format in ("PNG", "BMP") or bool(picture.encoding.get("lossless"))
 
 

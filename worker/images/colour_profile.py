@@ -6,9 +6,11 @@ from typing import Any
 # The header and its fields (7.2).
 HEADER_BYTES = 128
 SIZE = slice(0, 4)
+DATE = slice(24, 36)
 COLOUR_SPACE = slice(16, 20)
 SIGNATURE = slice(36, 40)
 PROFILE_ID = slice(84, 100)
+RESERVED = slice(100, 128)
 
 # The tag table (7.3): the number of tags, then a name, an offset and a size for each.
 TABLE_START = HEADER_BYTES + 4
@@ -49,7 +51,13 @@ def checked(profile: Any, mode: str) -> bytes | None:
     tags = list(struct.iter_unpack(TABLE_ENTRY, profile[TABLE_START:table_end]))
     if any(offset < HEADER_BYTES or offset + size > len(profile) for _, offset, size in tags):
         return None
-    return _assembled(profile, [tag for tag in tags if _is_kept(*tag)])
+    kept = [tag for tag in tags if _is_kept(*tag)]
+    assembled = bytearray(_assembled(profile, kept))
+    assembled[RESERVED] = bytes(RESERVED.stop - RESERVED.start)
+    if len(kept) < len(tags):
+        # A profile of one device alone: the second in which it was made tells it apart, too.
+        assembled[DATE] = bytes(DATE.stop - DATE.start)
+    return bytes(assembled)
 
 
 def _is_kept(name: bytes, _offset: int, size: int) -> bool:

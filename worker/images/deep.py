@@ -6,7 +6,7 @@ those from Pillow: Veil refuses a picture that the two libraries read differentl
 
 import struct
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -182,22 +182,30 @@ def write_tiff(
     cmyk: Collection[int] = (),
     density: tuple[float, float] | None = None,
 ) -> bytes:
+    """Return a TIFF of `pages` as write_pages does, all with this profile and density."""
+    return write_pages(pages, [{"icc_profile": profile, "dpi": density}] * len(pages), cmyk)
+
+
+def write_pages(
+    pages: Sequence[Array], options: Sequence[Mapping[str, Any]], cmyk: Collection[int] = ()
+) -> bytes:
     """Return a TIFF of `pages`, uint8 or uint16, each one strip of Deflate (TIFF 6.0).
 
     Pages are gray [h, w], gray with alpha [h, w, 2], RGB [h, w, 3] or RGBA [h, w, 4]. Those whose
-    numbers are in `cmyk` are CMYK [h, w, 4]. `density` is in dots an inch across and down.
+    numbers are in `cmyk` are CMYK [h, w, 4]. The `options` of each may have an `icc_profile`, and a
+    `dpi` across and down.
     """
     content = bytearray(b"II*\0" + bytes(4))
     link = 4  # where the offset of the next directory belongs
-    for number, pixels in enumerate(pages):
+    for number, (pixels, describing) in enumerate(zip(pages, options, strict=True)):
         differences = pixels.copy()
         differences[:, 1:] -= pixels[:, :-1]  # modulo 2^8 or 2^16, as specified
         strip = zlib.compress(differences.data)
         del differences
         entries = _page_entries(pixels, number in cmyk, len(content), len(strip))
-        if density:
+        if density := describing.get("dpi"):
             entries += _density_entries(density)
-        if profile:
+        if profile := describing.get("icc_profile"):
             entries.append((Tag.ICC_PROFILE, "B", profile))
         content += strip
         link = _append_directory(content, link, entries)

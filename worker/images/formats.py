@@ -61,8 +61,8 @@ FORMATS = (
         "image/tiff",
         "pages, 1 to 16 bits, gray, RGB, CMYK, YCbCr, palette, alpha; uncompressed, LZW, Deflate, "
         "PackBits, JPEG, fax; pages that are thumbnails are left out",
-        "pages, 8 or 16 bits, alpha, compression (16 bits and old-style JPEG become Deflate), fax "
-        "in black and white",
+        "pages, 8 or 16 bits, alpha, the compression of each page (16 bits and old-style JPEG "
+        "become Deflate), fax in black and white",
         "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, rare "
         "compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
     ),

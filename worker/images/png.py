@@ -13,10 +13,10 @@ from tasks.errors import UnreadableImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_OVERHEAD = 12  # length, name and checksum
-# The header is always the first chunk. It has the bits of a channel and the colour type, a bit of
-# which stands for alpha.
+# The header is always the first chunk. It has the bits of a channel and the colour type, whose
+# bits stand for colours and alpha.
 BITS, COLOUR_TYPE, IHDR_END = 24, 25, 33
-ALPHA = 4
+COLOUR, ALPHA = 2, 4
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type
 UNPACK_BYTES = 1 << 16  # bytes that are unpacked at a time
 
@@ -24,7 +24,8 @@ UNPACK_BYTES = 1 << 16  # bytes that are unpacked at a time
 ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 PIXELS = frozenset({b"tRNS", *ANIMATION})
 # The chunks that outputs keep, with the length of their bodies: colour and density.
-KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9}
+DENSITY = b"pHYs"
+KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, DENSITY: 9}
 # The keyword of XMP, and what follows it in a text that is not compressed (11.3.3.4).
 XMP_KEYWORD, PLAIN_TEXT = b"XML:com.adobe.xmp\0", b"\0\0\0\0"
 EXIF = b"eXIf"
@@ -52,7 +53,7 @@ def cleaned(content: bytes) -> tuple[bytes, tuple[str, ...]]:
     Raises UnreadableImage if a chunk that its pixels need is damaged or missing.
     """
     parts, damaged, notes = [SIGNATURE], set(), []
-    chunks = list(_chunks(content))
+    chunks = list(walk(content))
     if chunks[-1][0] != b"IEND":
         _check_pixels(content, chunks)
         notes.append(NO_END)
@@ -121,7 +122,7 @@ def _are_frames_in_order(content: bytes, chunks: Sequence[tuple[bytes, int, int]
 
 def xmp(content: bytes) -> bytes | None:
     """Return the XMP packet in the PNG `content`, which is not compressed, or None."""
-    for name, start, end in _chunks(content):
+    for name, start, end in walk(content):
         body = content[start + 8 : end - 4]
         if name == b"iTXt" and body.startswith(XMP_KEYWORD + PLAIN_TEXT):
             return body[len(XMP_KEYWORD + PLAIN_TEXT) :]
@@ -139,10 +140,18 @@ def kept_chunks(content: bytes) -> list[Chunk]:
     A colour profile is not among them, because Pillow reads it.
     """
     found: dict[bytes, bytes] = {}
-    for name, start, end in _chunks(content):
+    for name, start, end in walk(content):
         if name in KEPT and end - start - CHUNK_OVERHEAD == KEPT[name]:
             found.setdefault(name, content[start + 8 : end - 4])
     return list(found.items())
+
+
+def turned_density(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Return `chunks` with the density across and down exchanged, for a picture on its side."""
+    return [
+        (name, body[4:8] + body[:4] + body[8:] if name == DENSITY else body)
+        for name, body in chunks
+    ]
 
 
 def with_chunks(content: bytes, chunks: Sequence[Chunk]) -> bytes:
@@ -156,7 +165,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+def walk(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield the name, the start and the end of each chunk up to IEND, or to one that ends early.
 
     Raises UnreadableImage if the first chunk does.

@@ -1,7 +1,7 @@
 """Read a file's bytes into a Picture: its format, its limits, and every pixel."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker.images import (
+    apng,
     bmp,
     colour_profile,
     containers,
@@ -28,7 +29,7 @@ from worker.images import (
 from worker.images.clock import DECODE_SECONDS, Clock
 from worker.images.display import Display
 from worker.images.formats import BY_NAME
-from worker.images.heif import deep_avif, heic
+from worker.images.heif import avif, deep_avif, heic
 from worker.images.jpeg import tolerance
 from worker.images.jpeg.decoding import COLOURS, is_stored_as_rgb
 from worker.images.jpeg.scans import all_agree, ends_with_its_blocks
@@ -45,17 +46,19 @@ from worker.images.jpeg.segments import (
 from worker.images.loading import blanked, loaded
 from worker.images.picture import Frame, Picture
 from worker.images.tiff import camera_raw
+from worker.images.tiff.directories import Tag
+from worker.images.tiff.pages import orientation as page_orientation
 from worker.images.tiff.reading import tiff_page
-from worker.images.turning import ORIENTATION, TURNS, UPRIGHT, Turn, turned
+from worker.images.turning import ORIENTATION, SIDEWAYS, TURNS, UPRIGHT, Turn, turned
 from worker.metadata import density, exif, xmp
 from worker.metadata.kept import NOTHING, Kept
-from worker.pixels import Array
+from worker.pixels import Pixels
 
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
 Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500  # the default limit of frames in one picture
-MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
 MAX_REASON = 160  # characters of a library's error that a message quotes
 
@@ -126,17 +129,18 @@ def _decoded(
     unread.check(form, image, content)
     if form == "JPEG":
         return _jpeg(image, content, keep)
+    if form == "TIFF":
+        return _tiff(image, content, keep, clock)
     if form == "JPEG2000":
         image.info["icc_profile"] = jpeg2000.profile(content)
     image.info.setdefault("xmp", packet)
-    encoding = writing.options(image, content) | _metadata(image, keep)
+    encoding = _encoding(image, content, keep)
     frames, durations = _frames(image, form, content, clock)
     if order is not None:
         frames = [_reordered(frame, order, is_reordered_ycc) for frame in frames]
-    if form != "TIFF":
-        frames = _in_one_mode(frames)
-        if len(frames) > 1:
-            encoding["duration"] = durations
+    frames = _in_one_mode(frames)
+    if len(frames) > 1:
+        encoding["duration"] = durations
     frames = _with_display(frames, _display(encoding))
     is_as_stored = order is None and _turn(image) is None
     copy = copies.copied(form, content, frames, encoding) if is_as_stored else None
@@ -307,29 +311,56 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     return Picture((frame,), "JPEG", encoding, bare, notes, orientation)
 
 
-def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
-    """Return the frames of `image`, and the duration of each in milliseconds."""
-    frames, durations = [], []
-    previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
-    uncovered = gif.uncovered(content) if form == "GIF" else iter(())
-    turn = None if form == "TIFF" else _turn(image)
+def _encoding(image: Any, content: bytes, keep: Kept) -> dict[str, Any]:
+    """Return the options with which Pillow writes an upright picture like `image`, but no TIFF."""
+    encoding = writing.options(image, content) | _metadata(image, keep)
+    if writing.CHUNKS in encoding and _orientation(image) in SIDEWAYS:
+        encoding[writing.CHUNKS] = png.turned_density(encoding[writing.CHUNKS])
+    return encoding
+
+
+def _tiff(image: Any, content: bytes, keep: Kept, clock: Clock) -> Picture:
+    """Return the picture of a TIFF. Each page has a compression, a profile and a density."""
+    previews = camera_raw.previews(content)
+    frames, pages = [], []
     for number in range(getattr(image, "n_frames", 1)):
         if number in previews:
             continue
         clock.check()
         image.seek(number)
-        if form == "TIFF":
-            frames.append(tiff_page(image, content, clock))
-        else:
-            frames.append(_frame(image, form, content, turn))
-        if (transparent := next(uncovered, None)) is not None:
-            frames[-1] = _transparent_in(frames[-1], transparent)
+        # Pillow keeps the profile of the page that it has read before.
+        image.info["icc_profile"] = image.tag_v2.get(Tag.ICC_PROFILE)
+        options = writing.tiff_page_options(image) | _metadata(image, keep)
+        if page_orientation(image) in SIDEWAYS and "dpi" in options:
+            options["dpi"] = options["dpi"][::-1]
+        frames += _with_display([tiff_page(image, content, clock)], _display(options))
+        pages.append(options)
+    return Picture(tuple(frames), "TIFF", {writing.PAGES: pages})
+
+
+def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[float]]:
+    """Return the frames of `image`, and the duration of each in milliseconds."""
+    turn, count = _turn(image), getattr(image, "n_frames", 1)
+    if form == "GIF":
+        return _drawn(gif.frames(content), turn, clock)
+    if form == "PNG" and count > 1:
+        if _is_deep_png(form, content):
+            raise UnsupportedImage("this 16-bit PNG has several frames, which is not handled")
+        return _drawn(apng.frames(content), turn, clock)
+    part = avif.crop(content, image.width, image.height) if form == "AVIF" else None
+    frames, durations = [], []
+    for number in range(count):
+        clock.check()
+        image.seek(number)
+        frame = _frame(image, form, content)
+        pixels = frame.pixels if part is None else np.ascontiguousarray(frame.pixels[part])
+        frames.append(Frame(turned(pixels, turn), frame.mode))
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
 
-def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
-    """Return the frame that `image` is at, of any format but TIFF, after `turn`."""
+def _frame(image: Any, form: str, content: bytes) -> Frame:
+    """Return the frame that `image` is at, as stored, of any format but TIFF."""
     image.load()
     if form == "AVIF" and (depth := containers.avif_depth(content)) > 8:
         if getattr(image, "n_frames", 1) > 1:
@@ -337,20 +368,24 @@ def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
         frame = deep_avif.read(content, depth, np.asarray(image))
     elif not _is_deep_png(form, content) or image.mode == "I;16":
         frame = loaded(image)
-    elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
-        raise UnsupportedImage(
-            "this 16-bit PNG has a transparent value or several frames, which is not handled"
-        )
+    elif "transparency" in image.info:
+        raise UnsupportedImage("this 16-bit PNG has a transparent value, which is not handled")
     else:
         frame = deep.read_png(content, np.asarray(image))
-    return Frame(turned(frame.pixels, turn), frame.mode)
+    return frame
 
 
-def _transparent_in(frame: Frame, area: Array) -> Frame:
-    """Return `frame` in RGBA, transparent where `area` is true."""
-    pixels = np.array(Image.fromarray(frame.pixels).convert("RGBA"))
-    pixels[area] = 0
-    return Frame(pixels, "RGBA")
+def _drawn(
+    frames: Iterable[tuple[Pixels, float]], turn: Turn | None, clock: Clock
+) -> tuple[list[Frame], list[float]]:
+    """Return an animation whose `frames` come with their durations, after `turn`."""
+    found, durations = [], []
+    for pixels, duration in frames:
+        clock.check()
+        mode = MODES[pixels.shape[2]]
+        found.append(Frame(turned(pixels[..., 0] if mode == "L" else pixels, turn), mode))
+        durations.append(duration)
+    return found, durations
 
 
 def _in_one_mode(frames: list[Frame]) -> list[Frame]:
@@ -390,7 +425,7 @@ def _metadata(image: Any, keep: Kept) -> dict[str, Any]:
     """Return the metadata that outputs keep: profile, density, and what `keep` chooses."""
     options: dict[str, Any] = {}
     if dots := density.of(image):
-        options["dpi"] = dots
+        options["dpi"] = dots[::-1] if _orientation(image) in SIDEWAYS else dots
     if profile := colour_profile.checked(image.info.get("icc_profile"), image.mode):
         options["icc_profile"] = profile
     if image.format in exif.FORMATS and (block := exif.kept(image, keep)):

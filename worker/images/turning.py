@@ -21,6 +21,7 @@ TURNS: dict[int, Turn] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels, 1),
 }
+SIDEWAYS = (5, 6, 7, 8)  # the values that exchange width and height
 OPPOSITE = {6: 8, 8: 6}  # every other turn is its own opposite
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from worker.images import (
     bmp,
@@ -40,7 +40,7 @@ NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
 MAX_LOSSLESS_SIZE = 1.5
 # Keys of Picture.encoding that are not options of Pillow.
 PALETTE = "palette"  # whether the source has a palette
-BILEVEL = "bilevel"  # whether the pages are black and white, and compressed as fax
+PAGES = "pages"  # the options of each page of a TIFF
 COLOUR = "colour"  # primaries and transfer of an AVIF (H.273)
 DEPTH = "depth"  # bits a colour of an AVIF
 CHUNKS = "chunks"  # the chunks of a PNG that Pillow does not write
@@ -88,22 +88,16 @@ def encode(
 
 def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) -> bytes:
     """Return the file of `frames`, without what Pillow does not write."""
-    if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
-        return _deep(picture, frames, options)
+    if picture.format == "TIFF":
+        return _tiff(picture, frames, options[PAGES])
+    if picture.format == "PNG" and frames[0].dtype == np.uint16:
+        return deep.write_png(frames[0], options.get("icc_profile"), options.get("exif"))
     if picture.format == "AVIF" and frames[0].dtype == np.uint16:
         return deep_avif.write(frames[0], options, AVIF_SPEED)
     options.pop(DEPTH, None)
     if picture.format == "BMP" and picture.frames[0].mode == "RGBA":
         return bmp.with_alpha(frames[0], options.get("dpi"))
-    is_bilevel = options.pop(BILEVEL, False)
     images = _images(picture, frames, options.pop(PALETTE, False))
-    if is_bilevel:
-        images = [
-            _in_black_and_white(image, frame)
-            for image, frame in zip(images, picture.frames, strict=True)
-        ]
-        has_others = any(image.mode != "1" for image in images)
-        options["compression"] = DEFLATE if has_others else FAX
     if picture.format == "GIF" and _mark_transparency(images):
         options["disposal"] = TO_BACKGROUND
     if picture.format == "JPEG2000":
@@ -111,13 +105,30 @@ def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any])
     return _saved(images, picture.format, options)
 
 
-def _deep(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) -> bytes:
-    """Return a PNG or a TIFF of 16 bits. A TIFF may also have pages of 8 bits."""
-    profile = options.get("icc_profile")
-    if picture.format == "PNG":
-        return deep.write_png(frames[0], profile, options.get("exif"))
-    cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
-    return deep.write_tiff(frames, profile, cmyk, options.get("dpi"))
+def _tiff(picture: Picture, frames: Sequence[Array], pages: Sequence[dict[str, Any]]) -> bytes:
+    """Return a TIFF, each page with the options of its own.
+
+    If one of them has 16 bits, all are compressed alike.
+    """
+    if any(pixels.dtype == np.uint16 for pixels in frames):
+        cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
+        return deep.write_pages(frames, pages, cmyk)
+    target = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(target) as file:
+        for pixels, frame, options in zip(frames, picture.frames, pages, strict=True):
+            _save_page(file, _image(pixels, frame.mode), frame, options)
+    return target.getvalue()
+
+
+def _save_page(file: Any, image: Image.Image, source: Frame, options: dict[str, Any]) -> None:
+    """Append a page to `file`, Pillow's writer of a TIFF."""
+    if options["compression"] == FAX:
+        image = _in_black_and_white(image, source)
+        options = options | {"compression": FAX if image.mode == "1" else DEFLATE}
+    elif options["compression"] == "jpeg":
+        options = options | {"quality": TIFF_JPEG_QUALITY}
+    image.save(file, "TIFF", **options)
+    file.newFrame()
 
 
 def _images(picture: Picture, frames: Sequence[Array], has_palette: bool) -> list[Image.Image]:
@@ -129,13 +140,11 @@ def _images(picture: Picture, frames: Sequence[Array], has_palette: bool) -> lis
 
 
 def options(image: Any, content: bytes) -> dict[str, Any]:
-    """Return the options with which Pillow writes a file like `content`, of any format but JPEG.
+    """Return the options with which Pillow writes a file like `content`, but no JPEG or TIFF.
 
     `image` is `content` opened by Pillow.
     """
     form = image.format
-    if form == "TIFF":
-        return _tiff_options(image)
     found = _animation_options(image)
     if form == "PNG":
         found |= _png_options(image, content)
@@ -196,15 +205,15 @@ def _avif_options(content: bytes) -> dict[str, Any]:
     }
 
 
-def _tiff_options(image: Any) -> dict[str, Any]:
+def tiff_page_options(image: Any) -> dict[str, Any]:
+    """Return the options with which Pillow writes a page like the one that `image` is at."""
     compression = image.info.get("compression")
     if compression in fax.COMPRESSIONS:
-        return {"compression": FAX, BILEVEL: True}
-    if compression == "jpeg" and image.mode in TIFF_JPEG_MODES:
-        return {"compression": compression, "quality": TIFF_JPEG_QUALITY}
-    if compression == "jpeg" or compression not in TIFF_COMPRESSIONS:
-        compression = DEFLATE
-    return {"compression": compression}
+        return {"compression": FAX}
+    is_kept = compression in TIFF_COMPRESSIONS
+    if compression == "jpeg":
+        is_kept = image.mode in TIFF_JPEG_MODES
+    return {"compression": compression if is_kept else DEFLATE}
 
 
 def _in_black_and_white(image: Image.Image, source: Frame) -> Image.Image:

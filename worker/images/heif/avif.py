@@ -8,8 +8,9 @@ the boxes state.
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 
-from tasks.errors import ImageTooLarge, UnreadableImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 
 FULL_BOX_BYTES = 4  # version and flags, at the beginning of a full box (14496-12, 4.2)
 # Boxes that hold boxes, and the number of bytes before the first of these.
@@ -37,6 +38,9 @@ MAX_SEQUENCE_HEADER_BYTES = 1024  # the fields up to the size need fewer
 # (14496-12, 12.1.5).
 NAMED_COLOUR, NAMED_COLOUR_BYTES = b"colrnclx", 15
 UNSPECIFIED = 2
+# The box that crops a picture: width, height, and the offset of its centre from that of the whole
+# picture across and down, each a numerator and a denominator (14496-12, 12.1.4).
+CLEAN_APERTURE, CLEAN_APERTURE_BYTES = b"\0\0\0\x28clap", 32
 HIGH, PROFESSIONAL = 1, 2  # profiles of AV1
 
 MAX_BOXES = 100_000
@@ -169,6 +173,40 @@ def with_colour(content: bytes, colour: tuple[int, int]) -> bytes:
     parts = content.split(NAMED_COLOUR)
     stated = struct.pack(">HH", *colour)
     return NAMED_COLOUR.join([parts[0], *(stated + part[len(stated) :] for part in parts[1:])])
+
+
+def crop(content: bytes, width: int, height: int) -> tuple[slice, slice] | None:
+    """Return the rows and columns that the AVIF `content`, of this size, shows; None for all.
+
+    Decoders leave the cropping to viewers. Raises UnsupportedImage for several such properties, and
+    for one that is no part of the picture in whole pixels.
+    """
+    stated: set[bytes] = set()
+    at = content.find(CLEAN_APERTURE)
+    while at >= 0 and len(stated) < 2:
+        at += len(CLEAN_APERTURE)
+        stated.add(content[at : at + CLEAN_APERTURE_BYTES])
+        at = content.find(CLEAN_APERTURE, at)
+    if not stated:
+        return None
+    try:
+        (values,) = (struct.unpack(">IIIIiIiI", one) for one in stated)
+        shown_width, shown_height, right, down = (
+            Fraction(*values[at : at + 2]) for at in range(0, len(values), 2)
+        )
+    except (ValueError, struct.error, ZeroDivisionError):
+        raise UnsupportedImage(
+            "this AVIF is cropped by properties in a way that is not handled: save it again"
+        ) from None
+    left, top = (width - shown_width) / 2 + right, (height - shown_height) / 2 + down
+    edges = top, top + shown_height, left, left + shown_width
+    is_part = 0 <= top < edges[1] <= height and 0 <= left < edges[3] <= width
+    if not is_part or any(edge.denominator != 1 for edge in edges):
+        raise UnsupportedImage(
+            "this AVIF is cropped to something that is no part of it in whole pixels: save it again"
+        )
+    first_row, last_row, first_column, last_column = map(int, edges)
+    return slice(first_row, last_row), slice(first_column, last_column)
 
 
 def _coded_colour(content: bytes, measured: Measured) -> tuple[int, int]:

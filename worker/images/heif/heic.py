@@ -44,7 +44,6 @@ P3_COLUMNS = {
     b"gXYZ": (0x4ABF, 0xB137, 0x0ABB),
     b"bXYZ": (0x2838, 0x110B, 0xC8B9),
 }
-PROFILE_DATE = slice(24, 36)
 # A gray ramp of 16 × 16 pixels, with which a process loads the decoder before it is locked up.
 SAMPLE = base64.b64decode(
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAaptZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAA"
@@ -192,7 +191,8 @@ def _profile_of(named: dict[str, Any] | None) -> bytes | None:
 def _display_p3() -> bytes:
     """Return a profile of Display P3: sRGB's with other primaries."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[PROFILE_DATE] = bytes(PROFILE_DATE.stop - PROFILE_DATE.start)
+    date = colour_profile.DATE
+    profile[date] = bytes(date.stop - date.start)
     count = int.from_bytes(profile[128:132])
     for number in range(count):
         at = 132 + 12 * number

@@ -15,6 +15,7 @@ from tasks.errors import SettingsInvalid
 from tests.metadata import leaks
 from worker import images
 from worker.images import bmp, deep, png
+from worker.images.turning import ORIENTATION
 from worker.metadata.kept import NOTHING, Kept
 from worker.settings import WorkerSettings
 
@@ -75,6 +76,19 @@ WITH_DENSITY = {
 def test_the_size_in_print_is_kept(name, same):
     content, dots = WITH_DENSITY[name]
     with Image.open(io.BytesIO(output(content, same=same))) as image:
+        assert image.info["dpi"] == pytest.approx(dots, rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+def test_the_density_is_turned_with_its_picture(form, orientation):
+    turned = {"tiffinfo": {ORIENTATION: orientation}}
+    if form != "TIFF":
+        block = Image.Exif()
+        block[ORIENTATION] = orientation
+        turned = {"exif": block}
+    with Image.open(io.BytesIO(output(written(form, dpi=(300, 150), **turned)))) as image:
+        dots = (300, 150) if orientation == 3 else (150, 300)
         assert image.info["dpi"] == pytest.approx(dots, rel=1e-3)
 
 

@@ -8,7 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
@@ -560,6 +560,77 @@ def test_a_fax_beside_a_page_in_colour_stays_black_and_white():
     for before, after in zip(picture.frames, output.frames, strict=True):
         assert np.array_equal(before.pixels, after.pixels)
         assert before.mode == after.mode
+
+
+# --- pages that are compressed and described in different ways
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+OPACITY = np.full((20, 30, 1), 128, np.uint8)
+RGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def paged(*pages):
+    """Return a TIFF of pages, each of pixels and Pillow's options."""
+    target = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(target) as file:
+        for pixels, options in pages:
+            Image.fromarray(pixels).save(file, "TIFF", **options)
+            file.newFrame()
+    return target.getvalue()
+
+
+def written_again(content):
+    """Return the frames of a TIFF before and after writing, and what Pillow says of the latter."""
+    picture = decoded(content)
+    output = images.encode(picture, [frame.pixels.copy() for frame in picture.frames])
+    described = []
+    for number in range(len(picture.frames)):
+        with Image.open(io.BytesIO(output)) as image:
+            image.seek(number)
+            tags = image.tag_v2
+            described.append((image.info["compression"], tags.get(282), tags.get(34675)))
+    return picture.frames, decoded(output).frames, described
+
+
+def test_each_page_keeps_its_compression():
+    before, after, described = written_again(
+        paged(
+            (COLOUR, {"compression": "jpeg"}),
+            (TEXT, {"compression": "group4"}),
+            (np.dstack([COLOUR, OPACITY]), {"compression": "tiff_lzw"}),
+            (COLOUR, {"compression": "packbits"}),
+        )
+    )
+    assert [one[0] for one in described] == ["jpeg", "group4", "tiff_lzw", "packbits"]
+    for one, other in zip(before[1:], after[1:], strict=True):
+        assert one.mode == other.mode
+        assert np.array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_each_page_keeps_its_profile_and_its_density(is_deep):
+    lossless = {"compression": "tiff_lzw"}
+    deep_page = [(COLOUR[..., 0].astype(np.uint16) * 257, {})] * is_deep
+    _, _, described = written_again(
+        paged(
+            (COLOUR, lossless),
+            (COLOUR, {"dpi": (300, 300), "icc_profile": RGB, **lossless}),
+            (COLOUR[..., 0].copy(), lossless),
+            (COLOUR, {"dpi": (72, 72), **lossless}),
+            *deep_page,
+        )
+    )
+    expected = [(None, None), (300, RGB), (None, None), (72, None)]
+    assert [one[1:] for one in described[:4]] == expected
+
+
+def test_a_thumbnail_before_the_first_page_decides_nothing():
+    thumbnail = {"compression": "jpeg", "dpi": (10, 10), "tiffinfo": {254: 1}, "icc_profile": RGB}
+    before, after, described = written_again(
+        paged((COLOUR[:4, :6].copy(), thumbnail), (COLOUR, {"compression": "tiff_lzw"}))
+    )
+    assert described == [("tiff_lzw", None, None)]
+    assert np.array_equal(before[0].pixels, after[0].pixels)
 
 
 # --- old-style JPEG
