@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from worker.detection.canvas import MAX_CANVAS_SIDE, Pyramid
 from worker.detection.faces import Points
-from worker.detection.presets import PassSettings, Turned
+from worker.detection.presets import MAX_STEP_FACTOR, PassSettings, Turned
 from worker.pixels import Pixels
 
 # These figures were chosen with `python -m tools.benchmarks.tuning`. docs/detection.md says what
@@ -19,9 +19,6 @@ from worker.pixels import Pixels
 MIN_SEPARATION_FACTOR = 1.45
 # A finer pass finds no more faces unless it is this many times as fine as the finest one.
 MIN_GAIN_FACTOR = 1.16
-# No added pass is more than this many times as fine as the one before it. A face that the tiles of
-# the finer pass cut is then small enough to lie whole in the coarser one.
-MAX_STEP_FACTOR = 3.01
 # The side, in pixels of a pass, of faces of which CenterFace finds 7 in 10, and suspects more than
 # 8 in 10, so that a closer pass follows there. From the second side on it finds 9 in 10.
 READABLE_SIDE, CLEAR_SIDE = 10, 15
@@ -151,7 +148,7 @@ def closer_factors(
     closest = min(settings.max_enlargement, max(clear, settings.closer_to / longer))
     if closest < MIN_SEPARATION_FACTOR * finest:
         return []
-    steps = math.ceil(math.log(closest / finest, MAX_STEP_FACTOR))
+    steps = math.ceil(math.log(closest / finest, settings.closer_step))
     return [finest * (closest / finest) ** (step / steps) for step in range(1, steps + 1)]
 
 

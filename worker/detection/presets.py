@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Turned = Literal["never", "doubt", "always"]
+# No added pass is more than this many times as fine as the one before it. A face that the tiles of
+# the finer pass cut is then small enough to lie whole in the coarser one.
+MAX_STEP_FACTOR = 3.01
 
 
 # A recipe is a digest over these fields, their names included: renaming one changes every recipe.
@@ -17,7 +20,8 @@ class PassSettings:
     heads that lie on their side or stand upside down: ``never``, ``always``, or when in ``doubt``
     about what the upright passes found. `smallest_face` is the side, in pixels of the picture, of
     the smallest face that the finest pass must show large enough for the model, whatever the
-    picture's dimensions.
+    picture's dimensions. Closer passes show unclear places of the picture as if its longer side had
+    up to `closer_to` pixels. None is more than `closer_step` times as fine as the pass before it.
     """
 
     scales: tuple[int, ...]
@@ -27,6 +31,7 @@ class PassSettings:
     turned: Turned
     smallest_face: int = 24
     closer_to: int = 0
+    closer_step: float = MAX_STEP_FACTOR
 
     @property
     def passes(self) -> int:
@@ -50,5 +55,6 @@ PRESETS = {
         turned="always",
         smallest_face=14,
         closer_to=2880,
+        closer_step=1.8,
     ),
 }

@@ -17,7 +17,7 @@ from worker.detection.tiles import Tile, quarters, tiles
 from worker.pixels import Pixels
 
 # The pixels that neighbouring tiles share. Faces that are larger lie whole in the next coarser
-# pass: see passes.MAX_STEP_FACTOR.
+# pass: see presets.MAX_STEP_FACTOR.
 TILE_OVERLAP = 192
 # A tile may have cut a face whose box comes within this many pixels of the tile's edge.
 CUT_MARGIN = 2

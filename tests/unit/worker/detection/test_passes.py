@@ -97,6 +97,13 @@ def test_closer_passes_enlarge_small_pictures_and_show_the_smallest_face_of_larg
     assert all(finer <= 3.02 * coarser for coarser, finer in pairwise([finest, *factors]))
 
 
+def test_a_thorough_search_comes_closer_in_smaller_steps():
+    assert closer_factors(0.9375, 1_024, BALANCED) == pytest.approx([1.875])
+    assert closer_factors(0.9375, 1_024, PRESETS["thorough"]) == pytest.approx(
+        [1.624, 2.8125], 1e-3
+    )
+
+
 def test_there_are_no_closer_passes_where_the_finest_one_shows_enough():
     assert closer_factors(1.5, 1_000, BALANCED) == []
     assert closer_factors(0.9, 1_000, replace(BALANCED, closer_to=0)) == []
