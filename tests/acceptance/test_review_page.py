@@ -418,6 +418,69 @@ def test_a_key_that_comes_too_early_is_answered_and_decides_nothing(browser, emp
     assert listed_count(empty) == 2
 
 
+def status_of(browser, part):
+    return until(browser, lambda: part in text(browser, "status"))
+
+
+def test_an_output_that_is_not_shown_is_not_accepted_and_the_page_says_so(
+    browser, empty, photographs
+):
+    """The good news of the picture before must not take the place of what is wrong with this."""
+    flagged(empty, photographs, "0.jpg")
+    empty.list("1.jpg", photographs["admiral.jpg"], "flagged", output=b"no picture")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    press(browser, "d")
+    is_shown(browser, "1.jpg")
+    status_of(browser, "Dropped from the list. It can't be accepted")
+    assert not browser.find_element(By.ID, "accept").is_enabled()
+    press(browser, Keys.ENTER)
+    assert browser.find_element(By.ID, "redo").is_enabled()
+    assert text(browser, "title") == "s3://raw/1.jpg"
+    assert listed_count(empty) == 1
+
+
+def test_nothing_stays_clear_that_was_drawn_on_another_version_of_the_source(
+    browser, empty, photographs
+):
+    empty.list("0.jpg", photographs["admiral.jpg"])
+    empty.list("1.jpg", photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    press(browser, "c", "i", "h", "i")
+    assert "keep clear" in text(browser, "shapes")
+    press(browser, "n")
+    is_shown(browser, "1.jpg")
+    empty.list("0.jpg", photographs["gallery.jpg"])
+    press(browser, "p")
+    is_shown(browser, "0.jpg")
+    status_of(browser, "changed since you drew on it")
+    assert "hide:" in text(browser, "shapes")
+    assert "keep clear" not in text(browser, "shapes")
+
+
+def test_a_picture_that_is_held_again_does_not_come_back_over_the_next_one(
+    browser, empty, photographs
+):
+    empty.list("held-0.jpg", photographs["coffee.jpg"])
+    empty.list("held-1.jpg", photographs["coffee.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "held-0.jpg")
+    browser.execute_script(
+        "const real = fetch; window.asked = 0;"
+        "window.fetch = async (path, options) => {"
+        " if (path === '/api/next' && JSON.parse(options.body).id) {"
+        "  window.asked += 1; await new Promise((go) => setTimeout(go, 2000)); }"
+        " return real(path, options); };"
+    )
+    press(browser, "r")
+    until(browser, lambda: browser.execute_script("return window.asked"))
+    press(browser, "n")
+    is_shown(browser, "held-1.jpg")
+    time.sleep(3)
+    is_shown(browser, "held-1.jpg")
+
+
 def test_method_and_region_are_those_of_one_picture(browser, empty, photographs):
     flagged(empty, photographs, "0.jpg", "1.jpg")
     log_in(browser, empty)
@@ -624,6 +687,26 @@ def test_a_sample_with_a_redo_and_an_output_that_is_gone_finishes(browser, empty
     until(browser, lambda: "can't be marked" in text(browser, "rows"))
     browser.find_elements(By.CSS_SELECTOR, "#rows button")[1].click()
     until(browser, lambda: "can't be marked" in text(browser, "status"))
+
+
+def test_a_miss_is_marked_before_its_redo_also_after_a_refusal(browser, empty, photographs):
+    """The redo replaces the output: without the mark, the sample would go on as if it had none."""
+    etags = [empty.put(bucket, "s0.jpg", photographs["admiral.jpg"]) for bucket in ("raw", "clean")]
+    picture = SampledPicture("s3://clean/s0.jpg", etags[1], ROUTE, "s3://raw/s0.jpg", etags[0])
+    drawn = Sample("5a3b1e03", ["s3://clean"], 1, 1, time.time(), [picture])
+    samples.store(empty.redis, drawn)
+    log_in(browser, empty)
+    is_shown(browser, "s0.jpg")
+    until(browser, lambda: image_of(browser))
+    drag(browser, "output", (110, 60, 230, 240))
+    (claim,) = empty.redis.keys("veil:review:claim:*")
+    empty.redis.set(claim, "another session")
+    press(browser, Keys.ENTER)
+    status_of(browser, "another reviewer")
+    empty.redis.delete(claim)
+    press(browser, "r")
+    until(browser, lambda: samples.marks(empty.redis, drawn.name))
+    assert len(samples.marks(empty.redis, drawn.name)[0].exposed_xyxy) == 1
 
 
 @pytest.fixture

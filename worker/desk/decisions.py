@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decided:
-    """The task that a decision led to, and the version of the picture that was requested."""
+    """The task that a decision led to, and the version of the picture from then on.
 
-    task: str
+    A mark leads to no task.
+    """
+
+    task: str | None
     version: str
 
 
@@ -96,8 +99,10 @@ class Desk:
             assert item.sample is not None
             assert item.number is not None
             with connected():
-                samples.mark(self._redis, item.sample, item.number, choice.exposed_xyxy, by)
-            return None
+                marked_at = samples.mark(
+                    self._redis, item.sample, item.number, choice.exposed_xyxy, by
+                )
+            return Decided(None, replace(item, marked_at=marked_at).version)
         if choice.action in ("drop", "accept"):
             if item.state in ("held", "flagged"):
                 drop_entry(self._redis, item)

@@ -656,8 +656,9 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
     polygon = [5, 5, 50, 5, 50, 50]
     assert decide(ana, first, "mark", exposed=[polygon]).status == 400
     assert decide(ana, first, "mark", exposed=[[5, 5, 50, 50]]).status == 200
-    assert decide(ben, second, "mark", exposed=[]).status == 200
-    assert decide(ben, second, "drop").status == 400
+    marked = decide(ben, second, "mark", exposed=[])
+    assert marked.status == 200
+    assert decide(ben, {**second, **marked.json}, "drop").status == 400
     third = ana.post("/api/next", {**request, "after": first["id"]}).json
     clean.put("desk/sample-2.jpg", jpeg("green"))
     assert decide(ana, third, "mark", exposed=[]).status == 409
@@ -669,6 +670,56 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
     }
     marks = [*recorded(store, "sample-0.jpg"), *recorded(store, "sample-1.jpg")]
     assert {decision.sample for decision in marks} == {"5a3b1e00"}
+
+
+def sample_of(queue, clean, name, keys, created):
+    """Put a sample of outputs onto the desk, and return it."""
+    pictures = []
+    for key in keys:
+        output = clean.put(f"desk/{key}", jpeg("blue"))
+        etag = clean.head(f"desk/{key}")["ETag"].strip('"')
+        pictures.append(SampledPicture(output, etag, ROUTE, None, None, 320, 240))
+    drawn = Sample(name, ["s3://clean/desk"], 1, len(keys), created, pictures)
+    samples.store(queue.client, drawn)
+    return drawn
+
+
+def test_a_mark_that_was_not_seen_is_not_replaced(log_in, listed, queue, clean):
+    """Two reviewers may have one picture if a page sleeps, and one has it in two tabs."""
+    sample_of(queue, clean, "5a3b1e04", ["a.jpg"], time.time())
+    ana, ben = log_in(), log_in()
+    request = {"sample": "5a3b1e04"}
+    of_ana = ana.post("/api/next", request).json
+    queue.client.delete(claims.KEY + of_ana["id"])  # her page sleeps
+    of_ben = ben.post("/api/next", request).json
+    assert decide(ben, of_ben, "mark", exposed=[[5, 5, 50, 50]]).status == 200
+    queue.client.delete(claims.KEY + of_ana["id"])  # his page is closed
+    assert ana.post(f"/api/claim/{of_ana['id']}").status == 200  # her page wakes
+    assert decide(ana, of_ana, "mark", exposed=[]).status == 409
+    assert samples.marks(queue.client, "5a3b1e04")[0].exposed_xyxy == [[5, 5, 50, 50]]
+    seen = ana.post("/api/next", {"id": of_ana["id"]}).json
+    assert seen["mark"]["exposed_xyxy"] == [[5, 5, 50, 50]]
+    marked = decide(ana, seen, "mark", exposed=[]).json
+    assert decide(ana, {**seen, **marked}, "mark", exposed=[[1, 1, 9, 9]]).status == 200
+    assert samples.marks(queue.client, "5a3b1e04")[0].exposed_xyxy == [[1, 1, 9, 9]]
+
+
+def test_no_output_gets_the_mark_of_another_one_if_a_sample_is_drawn_anew(
+    log_in, listed, queue, clean
+):
+    """It may be of other outputs, if Redis has lost it and the archive has changed since."""
+    sample_of(queue, clean, "5a3b1e05", ["a.jpg"], time.time())
+    client = log_in()
+    request = {"sample": "5a3b1e05"}
+    first = client.post("/api/next", request).json
+    queue.client.delete(samples.NAMES)
+    assert decide(client, first, "mark", exposed=[]).status == 409
+    sample_of(queue, clean, "5a3b1e05", ["b.jpg"], time.time() + 1)
+    assert decide(client, first, "mark", exposed=[]).status == 409
+    assert not samples.marks(queue.client, "5a3b1e05")
+    (row,) = client.get("/api/list?sample=5a3b1e05").json["rows"]
+    assert row["title"] == "s3://clean/desk/b.jpg"
+    assert decide(client, client.post("/api/next", request).json, "mark").status == 200
 
 
 def test_sampled_outputs_that_are_gone_are_skipped_and_the_sample_finishes(
