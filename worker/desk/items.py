@@ -16,7 +16,7 @@ import structlog
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest, QueueUnavailable, VeilError, log_fields
 from tasks.messages import FACE, AnonymizeOptions, AnonymizeRequest, Reason, Rule
-from tasks.records import samples
+from tasks.records import review, samples
 from tasks.records.ledger import name_of
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import SampledPicture
@@ -268,11 +268,17 @@ class Items:
         return merged([found], self._low_of(found))[0]
 
     def entry(self, item: Item) -> ReviewEntry | None:
-        """Return the entry of this version of a picture on the review list, if it has one now."""
-        if item.state not in ("held", "flagged"):
+        """Return the entry of this version of a picture on the review list, if it has one now.
+
+        An output of a sample or with a low score may have one, too.
+        """
+        if item.source is None:
             return None
-        entry = self._entry(item)
-        return entry if entry is not None and entry.etag == item.etag else None
+        routed = routed_of(item.source, item.destination, self._routes)
+        if routed is None:
+            return None
+        with connected():
+            return review.entry_of(self._redis, routed, item.etag)
 
     def _entry(self, item: Item) -> ReviewEntry | None:
         name = name_of(item.source or "", item.destination)

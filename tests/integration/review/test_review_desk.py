@@ -776,6 +776,27 @@ def test_a_sampled_output_is_not_made_again_of_another_version_of_its_source(
     assert samples.marks(queue.client, "5a3b1e02")[0].exposed_xyxy == []
 
 
+def test_a_sampled_output_that_is_made_again_hides_the_areas_of_a_redo_that_waits(
+    listed, queue, raw, clean, store
+):
+    """The output of the one takes the place of that of the other, whichever comes last."""
+    routes, keys = Routes.parse(ROUTE), [Key.parse(KEY)]
+    on_desk = Items(queue.client, routes)
+    desk = decisions_of_desk.Desk(queue.app, store, routes, keys, on_desk)
+    entry = listed("both.jpg", options={"extra": [[1, 1, 9, 9]], "region": 1.0})
+    etag = clean.head("desk/both.jpg")["ETag"].strip('"')
+    picture = SampledPicture("s3://clean/desk/both.jpg", etag, ROUTE, entry.source, entry.etag)
+    sampled = items.item_of_sample("5a3b1e06", 0, picture)
+    more = {"action": "redo", "extra": [[20, 20, 30, 30]]}
+    desk.decide(sampled, decisions_of_desk.choice_of(more), "ana")
+    both = {"region": 1.0, "extra": [[1, 1, 9, 9], [20, 20, 30, 30]]}
+    assert arguments_of(queue.client.lindex("uploads", 0))[2] == both
+    (item,) = on_desk.listed()
+    desk.decide(item, decisions_of_desk.choice_of({"action": "release"}), "ben")
+    released = arguments_of(queue.client.lindex("uploads", 0))[2]
+    assert released == {**both, "release": entry.etag}
+
+
 def test_an_entry_that_was_recorded_since_the_picture_was_shown_is_not_dropped(listed, queue):
     """A worker may hold the same version again meanwhile, for a reason that nobody has seen."""
     shown = listed("twice.jpg", "held")
