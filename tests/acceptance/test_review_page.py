@@ -634,6 +634,29 @@ def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
     assert marks[0].by == "ana"
 
 
+def test_a_saved_mark_that_was_removed_stays_so_until_that_is_saved(browser, empty, photographs):
+    drawn = sample_of(empty, photographs["admiral.jpg"])
+    samples.mark(empty.redis, drawn.name, 0, [[10, 10, 50, 50], [60, 60, 90, 90]], "ben")
+    log_in(browser, empty)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    until(browser, lambda: image_of(browser))
+    press(browser, "p")
+    until(browser, lambda: text(browser, "shapes").count("exposed face") == 2)
+    until(browser, lambda: image_of(browser))
+    press(browser, Keys.DELETE, "n")
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    until(browser, lambda: image_of(browser))
+    press(browser, "p")
+    until(browser, lambda: text(browser, "shapes").count("exposed face") == 1)
+    until(browser, lambda: image_of(browser))
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    assert samples.marks(empty.redis, drawn.name)[0].exposed_xyxy == [[10, 10, 50, 50]]
+    assert browser.execute_script(
+        "return dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    )
+
+
 def test_an_output_of_a_sample_that_is_not_shown_is_not_marked(browser, empty, photographs):
     """Its mark would count as a picture that somebody has reviewed, without a miss."""
     etag = empty.put("clean", "s2.jpg", b"no picture")

@@ -396,10 +396,16 @@ function unsent() {
   return state.shapes.filter(({ isSent }) => !isSent).length + (drawing.points.length ? 1 : 0);
 }
 
+// Return whether marks that were saved have been removed, and this has not been saved.
+function hasRemoved() {
+  const { item, shapes, done } = state;
+  return !done && shapes.filter(({ isSent }) => isSent).length < marked(item).length;
+}
+
 function keepDraft() {
   const { item, shapes } = state;
   if (!item) return;
-  if (unsent()) drafts.set(item.id, { shapes, points: drawing.points, version: item.version, etag: item.etag });
+  if (unsent() || hasRemoved()) drafts.set(item.id, { shapes, points: drawing.points, version: item.version, etag: item.etag });
   else drafts.delete(item.id);
 }
 
@@ -913,12 +919,19 @@ function redo() {
   }
   say("");
   guarded(async () => {
-    if (isMark) state.item.version = (await decide("mark", { exposed: areasOf("extra") })).version;
+    if (isMark) await saveMarks();
     await request("redo", {
       extra: areasOf("extra", "polygon"), exempt: areasOf("exempt"),
       method: byId("method").value, region: byId("region").value,
     });
   });
+}
+
+async function saveMarks() {
+  const { item } = state;
+  const exposed = areasOf("extra");
+  const { version } = await decide("mark", { exposed });
+  Object.assign(item, { version, mark: { exposed_xyxy: exposed } });
 }
 
 async function request(action, fields = {}) {

@@ -61,7 +61,7 @@ def queue(settings):
 @pytest.fixture(scope="module")
 def desk(settings, programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
-    reviewers = [f"reviewer {number}" for number in range(40)]
+    reviewers = [f"reviewer {number}" for number in range(60)]
     with Desk(programs, folder, settings[1], reviewers=reviewers) as desk:
         desk.unused = iter(reviewers)
         yield desk
