@@ -23,6 +23,7 @@ from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
 from tasks.settings import Settings
+from tasks.storage import receipts
 from tests.browser import axe_script, chromium, console, serious_problems
 from tests.desk import Client, Desk
 from tools.local.servers import Server, start_redis, start_s3
@@ -549,6 +550,47 @@ def test_a_request_goes_on_while_the_desk_does_not_answer(browser, empty, photog
     until(browser, lambda: "asking again" in text(browser, "status"))
     browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
     until(browser, lambda: text(browser, "status").startswith("Done"))
+
+
+def test_the_page_of_a_proxy_in_place_of_an_answer_is_no_decision(browser, empty, photographs):
+    """It is said, and what the reviewer has pressed since does not take her away from it."""
+    flagged(empty, photographs, "0.jpg", "1.jpg")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    browser.execute_script(
+        "const real = fetch; window.fetch = async (path, options) =>"
+        " path.startsWith('/api/decide/') ? new Response('<p>Log in') : real(path, options);"
+        "for (const key of ['d', 'n'])"
+        " document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+    )
+    status_of(browser, "The decision may count")
+    is_shown(browser, "0.jpg")
+    assert listed_count(empty) == 2
+
+
+def test_nothing_is_kept_clear_on_an_output_of_another_version_if_the_source_is_not_shown(
+    browser, empty, photographs
+):
+    empty.list("0.jpg", photographs["admiral.jpg"])
+    empty.s3.put_object(
+        Bucket="clean",
+        Key="0.jpg",
+        Body=photographs["admiral.jpg"],
+        Metadata={receipts.SOURCE_ETAG: "another"},
+    )
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    assert browser.find_element(By.CSS_SELECTOR, "[data-tool=exempt]").is_displayed()
+    press(browser, "c", "i", "h", "i")
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/source/*"]})
+    press(browser, "n")  # nothing else is left, so it stays
+    browser.find_elements(By.CSS_SELECTOR, "#rows button")[0].click()
+    status_of(browser, "does not answer")
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    assert not browser.find_element(By.CSS_SELECTOR, "[data-tool=exempt]").is_displayed()
+    assert "keep clear" not in text(browser, "shapes")
+    assert "hide:" in text(browser, "shapes")
 
 
 def test_the_address_of_a_token_counts_also_in_a_tab_that_shows_the_login(browser, empty):
