@@ -88,16 +88,17 @@ class Item:
 
         A version that was released on the desk stays so.
         """
-        options = self._entry().redo_options(more)
+        options = self.as_entry().redo_options(more)
         if self.state == "sample" or self.options.get("release") != self.etag:
             return options
         return AnonymizeOptions.of({**options.to_json(), "release": self.etag})
 
     def release_options(self) -> AnonymizeOptions:
         """Return the options with which this version of the source is published as it is."""
-        return self._entry().release_options()
+        return self.as_entry().release_options()
 
-    def _entry(self) -> ReviewEntry:
+    def as_entry(self) -> ReviewEntry:
+        """Return the picture as an entry of the review list."""
         state: Literal["held", "flagged"] = "held" if self.state == "held" else "flagged"
         return ReviewEntry(
             self.source or "", self.etag or "", "", state, self.reason, 0, options=self.options
@@ -270,7 +271,8 @@ class Items:
     def entry(self, item: Item) -> ReviewEntry | None:
         """Return the entry of this version of a picture on the review list, if it has one now.
 
-        An output of a sample or with a low score may have one, too.
+        An output of a sample or with a low score may have one, too. Else what was requested last
+        takes its place.
         """
         if item.source is None:
             return None
@@ -278,7 +280,11 @@ class Items:
         if routed is None:
             return None
         with connected():
-            return review.entry_of(self._redis, routed, item.etag)
+            found = review.entry_of(self._redis, routed, item.etag)
+        requested = self._requested.get(item.id)
+        if found or item.state in ("held", "flagged") or requested is None:
+            return found
+        return requested.as_entry() if requested.etag == item.etag else None
 
     def _entry(self, item: Item) -> ReviewEntry | None:
         name = name_of(item.source or "", item.destination)

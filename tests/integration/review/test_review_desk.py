@@ -834,6 +834,21 @@ def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, qu
     assert REVIEW_LIST.count(queue.client) == 2  # which are other versions of the picture
 
 
+def test_a_second_redo_of_a_low_score_hides_the_areas_of_the_first_one(listed, queue, store):
+    """A page that has slept, or a second tab, may still show it."""
+    on_desk = Items(queue.client, Routes.parse(ROUTE))
+    desk = decisions_of_desk.Desk(queue.app, store, Routes.parse(ROUTE), [Key.parse(KEY)], on_desk)
+    entry = listed("low-twice.jpg")
+    REVIEW_LIST.drop(queue.client, [entry.name])
+    low = replace(low_score("low-twice.jpg", entry.etag), output_etag=None)
+    on_desk.add_low_scores([low])
+    for area in ([1, 1, 9, 9], [20, 20, 30, 30]):
+        desk.decide(low, decisions_of_desk.choice_of({"action": "redo", "extra": [area]}), "ana")
+    options = arguments_of(queue.client.lindex("uploads", 0))[2]
+    assert options == {"extra": [[1, 1, 9, 9], [20, 20, 30, 30]]}
+    assert not REVIEW_LIST.count(queue.client)
+
+
 def test_only_a_low_score_is_accepted_as_it_is(log_in, listed, wait_until):
     listed("a.jpg", "held")
     client = log_in()
