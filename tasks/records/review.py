@@ -55,6 +55,16 @@ class ReviewEntry:
         """Return the options of the request, overridden by `more`, with the areas of both."""
         return AnonymizeOptions.of(self.options).with_more(more, self.etag)
 
+    def with_asked(self, more: AnonymizeOptions) -> AnonymizeOptions:
+        """Return the options `more`, which also hide what this entry asks for.
+
+        They are for a request that does not come from the review list: its output takes the place
+        of one that may still wait.
+        """
+        asked = AnonymizeOptions.of(self.options)
+        hidden = AnonymizeOptions(method=asked.method, region=asked.region, extra=asked.extra)
+        return hidden.with_more(more, more.version)
+
     def asked_for(self, options: AnonymizeOptions) -> "ReviewEntry":
         """Return the entry of a picture that was requested again with `options`.
 
@@ -69,6 +79,14 @@ class ReviewEntry:
 REVIEW_LIST = Ledger("veil:review", ReviewEntry)
 DESK = "veil:review:desk"  # the address of the review desk, as long as one is open
 DESK_SECONDS = 60  # without a sign of life
+
+
+def entry_of(redis: Any, routed: Routed, etag: str | None) -> ReviewEntry | None:
+    """Return the entry of an output for the version `etag` of its source; None if it has none."""
+    source = str(routed.request.source)
+    names = [name_of(source, named) for named in routed.destinations]
+    entries = REVIEW_LIST.find(redis, names).values()
+    return next((entry for entry in entries if entry.etag == etag), None)
 
 
 def announce_desk(redis: Any, address: str) -> None:

@@ -102,13 +102,24 @@ def find(redis: Any, name: str) -> Sample | None:
     )
 
 
+def created(redis: Any, name: str) -> float | None:
+    """Return the time at which the sample `name` was drawn; None if there is none."""
+    value = redis.hget(NAMES, name)
+    return None if value is None else float(json.loads(value)["created"])
+
+
 def mark(
     redis: Any, name: str, number: int, exposed_xyxy: Iterable[Sequence[int]], by: str
-) -> None:
-    """Record what `by` found in the picture `number`, in place of an earlier mark."""
+) -> float:
+    """Record what `by` found in the picture `number`, in place of an earlier mark.
+
+    Returns the time of the mark.
+    """
     boxes = [list(box) for box in exposed_xyxy]
-    value = json.dumps({"exposed_xyxy": boxes, "by": by, "time": time.time()})
+    marked_at = time.time()
+    value = json.dumps({"exposed_xyxy": boxes, "by": by, "time": marked_at})
     redis.hset(KEY + name + MARKS_SUFFIX, str(number), value)
+    return marked_at
 
 
 def skip(redis: Any, name: str, number: int, by: str) -> None:
@@ -121,6 +132,12 @@ def marks(redis: Any, name: str) -> dict[int, Mark]:
     """Return the marks of the sample `name` by the number of the picture."""
     stored = redis.hgetall(KEY + name + MARKS_SUFFIX)
     return {int(number): Mark(**json.loads(value)) for number, value in stored.items()}
+
+
+def mark_of(redis: Any, name: str, number: int) -> Mark | None:
+    """Return the mark of the picture `number`; None if it has none."""
+    value = redis.hget(KEY + name + MARKS_SUFFIX, str(number))
+    return None if value is None else Mark(**json.loads(value))
 
 
 def _picture(value: bytes) -> SampledPicture:

@@ -23,6 +23,7 @@ from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
 from tasks.settings import Settings
+from tasks.storage import receipts
 from tests.browser import axe_script, chromium, console, serious_problems
 from tests.desk import Client, Desk
 from tools.local.servers import Server, start_redis, start_s3
@@ -418,6 +419,69 @@ def test_a_key_that_comes_too_early_is_answered_and_decides_nothing(browser, emp
     assert listed_count(empty) == 2
 
 
+def status_of(browser, part):
+    return until(browser, lambda: part in text(browser, "status"))
+
+
+def test_an_output_that_is_not_shown_is_not_accepted_and_the_page_says_so(
+    browser, empty, photographs
+):
+    """The good news of the picture before must not take the place of what is wrong with this."""
+    flagged(empty, photographs, "0.jpg")
+    empty.list("1.jpg", photographs["admiral.jpg"], "flagged", output=b"no picture")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    press(browser, "d")
+    is_shown(browser, "1.jpg")
+    status_of(browser, "Dropped from the list. It can't be accepted")
+    assert not browser.find_element(By.ID, "accept").is_enabled()
+    press(browser, Keys.ENTER)
+    assert browser.find_element(By.ID, "redo").is_enabled()
+    assert text(browser, "title") == "s3://raw/1.jpg"
+    assert listed_count(empty) == 1
+
+
+def test_nothing_stays_clear_that_was_drawn_on_another_version_of_the_source(
+    browser, empty, photographs
+):
+    empty.list("0.jpg", photographs["admiral.jpg"])
+    empty.list("1.jpg", photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    press(browser, "c", "i", "h", "i")
+    assert "keep clear" in text(browser, "shapes")
+    press(browser, "n")
+    is_shown(browser, "1.jpg")
+    empty.list("0.jpg", photographs["gallery.jpg"])
+    press(browser, "p")
+    is_shown(browser, "0.jpg")
+    status_of(browser, "changed since you drew on it")
+    assert "hide:" in text(browser, "shapes")
+    assert "keep clear" not in text(browser, "shapes")
+
+
+def test_a_picture_that_is_held_again_does_not_come_back_over_the_next_one(
+    browser, empty, photographs
+):
+    empty.list("held-0.jpg", photographs["coffee.jpg"])
+    empty.list("held-1.jpg", photographs["coffee.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "held-0.jpg")
+    browser.execute_script(
+        "const real = fetch; window.asked = 0;"
+        "window.fetch = async (path, options) => {"
+        " if (path === '/api/next' && JSON.parse(options.body).id) {"
+        "  window.asked += 1; await new Promise((go) => setTimeout(go, 2000)); }"
+        " return real(path, options); };"
+    )
+    press(browser, "r")
+    until(browser, lambda: browser.execute_script("return window.asked"))
+    press(browser, "n")
+    is_shown(browser, "held-1.jpg")
+    time.sleep(3)
+    is_shown(browser, "held-1.jpg")
+
+
 def test_method_and_region_are_those_of_one_picture(browser, empty, photographs):
     flagged(empty, photographs, "0.jpg", "1.jpg")
     log_in(browser, empty)
@@ -486,6 +550,47 @@ def test_a_request_goes_on_while_the_desk_does_not_answer(browser, empty, photog
     until(browser, lambda: "asking again" in text(browser, "status"))
     browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
     until(browser, lambda: text(browser, "status").startswith("Done"))
+
+
+def test_the_page_of_a_proxy_in_place_of_an_answer_is_no_decision(browser, empty, photographs):
+    """It is said, and what the reviewer has pressed since does not take her away from it."""
+    flagged(empty, photographs, "0.jpg", "1.jpg")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    browser.execute_script(
+        "const real = fetch; window.fetch = async (path, options) =>"
+        " path.startsWith('/api/decide/') ? new Response('<p>Log in') : real(path, options);"
+        "for (const key of ['d', 'n'])"
+        " document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+    )
+    status_of(browser, "The decision may count")
+    is_shown(browser, "0.jpg")
+    assert listed_count(empty) == 2
+
+
+def test_nothing_is_kept_clear_on_an_output_of_another_version_if_the_source_is_not_shown(
+    browser, empty, photographs
+):
+    empty.list("0.jpg", photographs["admiral.jpg"])
+    empty.s3.put_object(
+        Bucket="clean",
+        Key="0.jpg",
+        Body=photographs["admiral.jpg"],
+        Metadata={receipts.SOURCE_ETAG: "another"},
+    )
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    assert browser.find_element(By.CSS_SELECTOR, "[data-tool=exempt]").is_displayed()
+    press(browser, "c", "i", "h", "i")
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/source/*"]})
+    press(browser, "n")  # nothing else is left, so it stays
+    browser.find_elements(By.CSS_SELECTOR, "#rows button")[0].click()
+    status_of(browser, "does not answer")
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    assert not browser.find_element(By.CSS_SELECTOR, "[data-tool=exempt]").is_displayed()
+    assert "keep clear" not in text(browser, "shapes")
+    assert "hide:" in text(browser, "shapes")
 
 
 def test_the_address_of_a_token_counts_also_in_a_tab_that_shows_the_login(browser, empty):
@@ -571,6 +676,29 @@ def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
     assert marks[0].by == "ana"
 
 
+def test_a_saved_mark_that_was_removed_stays_so_until_that_is_saved(browser, empty, photographs):
+    drawn = sample_of(empty, photographs["admiral.jpg"])
+    samples.mark(empty.redis, drawn.name, 0, [[10, 10, 50, 50], [60, 60, 90, 90]], "ben")
+    log_in(browser, empty)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    until(browser, lambda: image_of(browser))
+    press(browser, "p")
+    until(browser, lambda: text(browser, "shapes").count("exposed face") == 2)
+    until(browser, lambda: image_of(browser))
+    press(browser, Keys.DELETE, "n")
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    until(browser, lambda: image_of(browser))
+    press(browser, "p")
+    until(browser, lambda: text(browser, "shapes").count("exposed face") == 1)
+    until(browser, lambda: image_of(browser))
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    assert samples.marks(empty.redis, drawn.name)[0].exposed_xyxy == [[10, 10, 50, 50]]
+    assert browser.execute_script(
+        "return dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    )
+
+
 def test_an_output_of_a_sample_that_is_not_shown_is_not_marked(browser, empty, photographs):
     """Its mark would count as a picture that somebody has reviewed, without a miss."""
     etag = empty.put("clean", "s2.jpg", b"no picture")
@@ -624,6 +752,26 @@ def test_a_sample_with_a_redo_and_an_output_that_is_gone_finishes(browser, empty
     until(browser, lambda: "can't be marked" in text(browser, "rows"))
     browser.find_elements(By.CSS_SELECTOR, "#rows button")[1].click()
     until(browser, lambda: "can't be marked" in text(browser, "status"))
+
+
+def test_a_miss_is_marked_before_its_redo_also_after_a_refusal(browser, empty, photographs):
+    """The redo replaces the output: without the mark, the sample would go on as if it had none."""
+    etags = [empty.put(bucket, "s0.jpg", photographs["admiral.jpg"]) for bucket in ("raw", "clean")]
+    picture = SampledPicture("s3://clean/s0.jpg", etags[1], ROUTE, "s3://raw/s0.jpg", etags[0])
+    drawn = Sample("5a3b1e03", ["s3://clean"], 1, 1, time.time(), [picture])
+    samples.store(empty.redis, drawn)
+    log_in(browser, empty)
+    is_shown(browser, "s0.jpg")
+    until(browser, lambda: image_of(browser))
+    drag(browser, "output", (110, 60, 230, 240))
+    (claim,) = empty.redis.keys("veil:review:claim:*")
+    empty.redis.set(claim, "another session")
+    press(browser, Keys.ENTER)
+    status_of(browser, "another reviewer")
+    empty.redis.delete(claim)
+    press(browser, "r")
+    until(browser, lambda: samples.marks(empty.redis, drawn.name))
+    assert len(samples.marks(empty.redis, drawn.name)[0].exposed_xyxy) == 1
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Decided:
-    """The task that a decision led to, and the version of the picture that was requested."""
+    """The task that a decision led to, and the version of the picture from then on.
 
-    task: str
+    A mark leads to no task.
+    """
+
+    task: str | None
     version: str
 
 
@@ -90,22 +93,24 @@ class Desk:
             if item.sample is not None:
                 self.skip_if_gone(item, by)
             raise
-        options = self._options(item, choice)
+        entry = self._items.entry(item) if choice.action == "redo" else None
+        options = self._options(item, choice, entry)
         self._record(item, choice, options, by)
         if choice.action == "mark":
             assert item.sample is not None
             assert item.number is not None
             with connected():
-                samples.mark(self._redis, item.sample, item.number, choice.exposed_xyxy, by)
-            return None
+                marked_at = samples.mark(
+                    self._redis, item.sample, item.number, choice.exposed_xyxy, by
+                )
+            return Decided(None, replace(item, marked_at=marked_at).version)
         if choice.action in ("drop", "accept"):
             if item.state in ("held", "flagged"):
                 drop_entry(self._redis, item)
             self._items.remove(item)
             return None
-        entry = self._items.entry(item) if choice.action == "redo" else None
         task_id = self._enqueue(item, options, entry)
-        if entry is not None:
+        if entry is not None and item.state in ("held", "flagged"):
             self._items.remove_asked_for(item, entry.asked_for(options))
         elif item.sample is None:
             self._items.remove(item)
@@ -170,8 +175,11 @@ class Desk:
         output = self._store.head(ObjectUri.parse(item.output))
         return output is None or output.etag != item.output_etag
 
-    def _options(self, item: Item, choice: Choice) -> AnonymizeOptions:
-        """Return the options of the request that follows; raise InvalidRequest for none."""
+    def _options(self, item: Item, choice: Choice, entry: ReviewEntry | None) -> AnonymizeOptions:
+        """Return the options of the request that follows; raise InvalidRequest for none.
+
+        They hide what the `entry` on the review list asks for, too.
+        """
         is_sampled = item.sample is not None
         is_possible = {
             "mark": is_sampled,
@@ -184,7 +192,10 @@ class Desk:
             raise InvalidRequest(IMPOSSIBLE[choice.action])
         if choice.action == "release":
             return item.release_options()
-        return item.redo_options(choice.options) if choice.action == "redo" else AnonymizeOptions()
+        if choice.action != "redo":
+            return AnonymizeOptions()
+        more = choice.options if entry is None else entry.with_asked(choice.options)
+        return item.redo_options(more)
 
     def _record(
         self, item: Item, choice: Choice, options: AnonymizeOptions, by: str

@@ -16,7 +16,7 @@ import structlog
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest, QueueUnavailable, VeilError, log_fields
 from tasks.messages import FACE, AnonymizeOptions, AnonymizeRequest, Reason, Rule
-from tasks.records import samples
+from tasks.records import review, samples
 from tasks.records.ledger import name_of
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import SampledPicture
@@ -47,7 +47,7 @@ class Item:
     `etag` is the version of the source, `output_etag` that of the output if it is known. `source`
     is None for an output of a sample whose source is not known. `destination` is the one of the
     request, None for the default. `labels` and `box_labels` are those of ReviewEntry. `sample` and
-    `number` are those of a sampled picture.
+    `number` are those of a sampled picture, and `marked_at` is the time of its mark.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Item:
     height: int | None = None
     sample: str | None = None
     number: int | None = None
+    marked_at: float | None = None
 
     @property
     def title(self) -> str:
@@ -78,7 +79,8 @@ class Item:
     @property
     def version(self) -> str:
         """The digest of what a reviewer sees of the picture. Each version is decided by itself."""
-        content = json.dumps([self.state, self.etag, self.output_etag, self.time, self.options])
+        seen = [self.state, self.etag, self.output_etag, self.time, self.options, self.marked_at]
+        content = json.dumps(seen)
         return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
 
     def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
@@ -86,16 +88,17 @@ class Item:
 
         A version that was released on the desk stays so.
         """
-        options = self._entry().redo_options(more)
+        options = self.as_entry().redo_options(more)
         if self.state == "sample" or self.options.get("release") != self.etag:
             return options
         return AnonymizeOptions.of({**options.to_json(), "release": self.etag})
 
     def release_options(self) -> AnonymizeOptions:
         """Return the options with which this version of the source is published as it is."""
-        return self._entry().release_options()
+        return self.as_entry().release_options()
 
-    def _entry(self) -> ReviewEntry:
+    def as_entry(self) -> ReviewEntry:
+        """Return the picture as an entry of the review list."""
         state: Literal["held", "flagged"] = "held" if self.state == "held" else "flagged"
         return ReviewEntry(
             self.source or "", self.etag or "", "", state, self.reason, 0, options=self.options
@@ -148,8 +151,8 @@ def reason_of(entry: ReviewEntry, rules: Mapping[str, Rule]) -> str:
     return f"{entry.reason}: {', '.join(names)}" if names else entry.reason
 
 
-def item_of_sample(name: str, number: int, picture: SampledPicture) -> Item:
-    """Return the item of a sampled output."""
+def item_of_sample(name: str, number: int, picture: SampledPicture, created: float = 0.0) -> Item:
+    """Return the item of an output of a sample, which was `created` at that time."""
     return Item(
         id=id_of("sample", f"{name}\n{number}"),
         state="sample",
@@ -158,7 +161,7 @@ def item_of_sample(name: str, number: int, picture: SampledPicture) -> Item:
         destination=picture.output,
         etag=picture.source_etag,
         reason=f"picture {number + 1} of the sample {name}",
-        time=0.0,
+        time=created,
         boxes_xyxy=picture.boxes_xyxy,
         options=picture.options,
         faces=len(picture.boxes_xyxy),
@@ -251,7 +254,12 @@ class Items:
         return item if item is not None and item.version == version else None
 
     def present(self, item: Item) -> Item | None:
-        """Return `item` as it is in Redis now; None if it is no longer on the review list."""
+        """Return `item` as it is in Redis now; None if it is no longer on the list or the sample.
+
+        A sampled picture that somebody has marked since is another version.
+        """
+        if item.sample is not None:
+            return self._sampled(item)
         if item.state not in ("held", "flagged"):
             return item
         entry = self._entry(item)
@@ -261,11 +269,22 @@ class Items:
         return merged([found], self._low_of(found))[0]
 
     def entry(self, item: Item) -> ReviewEntry | None:
-        """Return the entry of this version of a picture on the review list, if it has one now."""
-        if item.state not in ("held", "flagged"):
+        """Return the entry of this version of a picture on the review list, if it has one now.
+
+        An output of a sample or with a low score may have one, too. Else what was requested last
+        takes its place.
+        """
+        if item.source is None:
             return None
-        entry = self._entry(item)
-        return entry if entry is not None and entry.etag == item.etag else None
+        routed = routed_of(item.source, item.destination, self._routes)
+        if routed is None:
+            return None
+        with connected():
+            found = review.entry_of(self._redis, routed, item.etag)
+        requested = self._requested.get(item.id)
+        if found or item.state in ("held", "flagged") or requested is None:
+            return found
+        return requested.as_entry() if requested.etag == item.etag else None
 
     def _entry(self, item: Item) -> ReviewEntry | None:
         name = name_of(item.source or "", item.destination)
@@ -273,19 +292,38 @@ class Items:
             return REVIEW_LIST.find(self._redis, [name]).get(name)
 
     def sample(self, name: str) -> list[Item]:
-        """Return the pictures of a sample, in the order in which they were drawn."""
-        if name not in self._samples:
-            with connected():
-                found = samples.find(self._redis, name)
-            if found is None:
-                return []
-            items = [
-                item_of_sample(name, number, picture)
-                for number, picture in enumerate(found.pictures)
-            ]
-            self._samples[name] = items
-            self._of_samples |= {item.id: item for item in items}
-        return self._samples[name]
+        """Return the pictures of a sample, in the order in which they were drawn.
+
+        If Redis has lost it, a sample of the same name may have been drawn of other outputs.
+        """
+        with connected():
+            created = samples.created(self._redis, name)
+        if created is None:
+            return []
+        known = self._samples.get(name, [])
+        if known and known[0].time == created:
+            return known
+        with connected():
+            found = samples.find(self._redis, name)
+        if found is None:
+            return []
+        items = [
+            item_of_sample(name, number, picture, found.created)
+            for number, picture in enumerate(found.pictures)
+        ]
+        self._samples[name] = items
+        self._of_samples |= {item.id: item for item in items}
+        return items
+
+    def _sampled(self, item: Item) -> Item | None:
+        assert item.sample is not None
+        assert item.number is not None
+        drawn = self.sample(item.sample)
+        if item.number >= len(drawn):
+            return None
+        with connected():
+            mark = samples.mark_of(self._redis, item.sample, item.number)
+        return replace(drawn[item.number], marked_at=None if mark is None else mark.time)
 
     def remove(self, item: Item) -> None:
         """Take this version of a picture, which was decided on, off the desk.

@@ -148,7 +148,7 @@ class Handler(RequestHandler):
         access, header = self.parts.access, self.parts.user_header
         cookie = self.get_cookie(self.parts.cookie_prefix + SESSION_COOKIE)
         if header is None:
-            return access.session(cookie, is_used=UNUSED_HEADER not in self.request.headers)
+            return access.session(cookie, is_used=self._is_use)
         name = self._name_in(header)
         if not name or self.request.remote_ip not in self.parts.proxies:
             raise HTTPError(401, reason="The proxy names no reviewer")
@@ -157,6 +157,12 @@ class Handler(RequestHandler):
             session = access.begin(name)
             self.remember(session)
         return session
+
+    @property
+    def _is_use(self) -> bool:
+        """True unless the page asks by itself. Its list, which grows by itself, has thumbnails."""
+        is_thumbnail = self.request.path.startswith("/thumbnail/")
+        return UNUSED_HEADER not in self.request.headers and not is_thumbnail
 
     def _name_in(self, header: str) -> str:
         """Return the reviewer's name in the proxy's `header`.
@@ -487,8 +493,8 @@ class DecisionHandler(Handler):
     def _decide(self, item: Item, fields: dict[str, Any], choice: Choice) -> Decided | None:
         parts = self.parts
         with connected():
-            if not claims.is_held(parts.redis, item.id, self.session.holder):
-                raise SourceChanged("another reviewer has this picture, or your claim has ended")
+            if not claims.claim(parts.redis, item.id, self.session.holder):
+                raise SourceChanged("another reviewer has this picture")
         version = str(fields.get("version"))
         requested = parts.items.requested(item.id, version) if choice.action == "redo" else None
         present = requested or parts.items.present(item)
@@ -496,8 +502,8 @@ class DecisionHandler(Handler):
             raise SourceChanged(f"{item.title} is no longer on the list: press n")
         if requested is None and not parts.items.is_version(present, version):
             raise SourceChanged(
-                f"{item.title} was replaced since it was shown: press n, and then p for the new "
-                "version"
+                f"{item.title} was replaced or marked since it was shown: press n, and then p to "
+                "see it as it is now"
             )
         return parts.desk.decide(present, choice, self.session.reviewer)
 

@@ -48,8 +48,7 @@ async function api(path, body, headers = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    const mayCount = path.startsWith("/api/decide/") ? " The decision may count: look at the list before you repeat it." : "";
-    throw new Refusal(0, `The desk does not answer.${mayCount}`);
+    throw unanswered(path);
   }
   if (answer.status === 401) ended();
   if (!answer.ok) {
@@ -62,8 +61,19 @@ async function api(path, body, headers = {}) {
   return answer;
 }
 
+// An answer that breaks off, or the page of a proxy that wants a log-in, is no answer of the desk.
 async function json(path, body, headers) {
-  return (await api(path, body, headers)).json();
+  const answer = await api(path, body, headers);
+  try {
+    return await answer.json();
+  } catch {
+    throw unanswered(path);
+  }
+}
+
+function unanswered(path) {
+  const mayCount = path.startsWith("/api/decide/") ? " The decision may count: look at the list before you repeat it." : "";
+  return new Refusal(0, `The desk does not answer.${mayCount}`);
 }
 
 // Nothing of a picture stays on the screen of a reviewer who has gone.
@@ -79,7 +89,9 @@ function ended() {
 
 async function picture(kind, item, query) {
   const answer = await api(`/${kind}/${item.id}?${query}`);
-  const [width, height] = answer.headers.get("X-Picture-Size").split("x").map(Number);
+  const size = answer.headers.get("X-Picture-Size");
+  if (!size) throw unanswered(kind);
+  const [width, height] = size.split("x").map(Number);
   const note = answer.headers.get("X-Picture-Note");
   return { url: URL.createObjectURL(await answer.blob()), width, height, note };
 }
@@ -308,12 +320,7 @@ async function show(item) {
   byId("empty").hidden = true;
   byId("output").replaceChildren();
   byId("source").replaceChildren();
-  if (draft) {
-    state.shapes = draft.shapes;
-    if (draft.points.length) chooseTool("polygon");
-    drawing.points = draft.points;
-    if (draft.version !== item.version) say("The picture has changed since you drew on it: look at the areas again.", "bad");
-  }
+  if (draft) restore(draft, item);
   await load(item);
   markCurrent();
   focusPicture();
@@ -344,19 +351,28 @@ function nameOf(label) {
   return label === FACE ? "face" : label;
 }
 
-// Allow the decisions that the picture has. While it is made again it has none. An output of a sample
-// that was not shown has none either: its mark would count as a review.
+// Return whether Enter shows the next picture, because this one has no decision any more.
+function isOver() {
+  return state.done || (state.stale && state.item?.state === "sample");
+}
+
+// Return whether the picture has an output to decide on that was not shown.
+function isUnseen() {
+  return Boolean(state.item) && state.item.state !== "held" && !isOver() && !state.seen;
+}
+
+// Allow the decisions that the picture has. While it is made again it has none. An output that was
+// not shown can't be accepted, and if it is of a sample, its mark would count as a review.
 function allow() {
-  const { item, done, requested, seen } = state;
-  const isUnseen = item?.state === "sample" && !done && !seen;
-  const isOpen = Boolean(item) && !requested && !isUnseen;
-  byId("accept").disabled = !isOpen;
-  byId("redo").disabled = !isOpen || !item.source || item.is_gone;
+  const { item, done, requested } = state;
+  const isOpen = Boolean(item) && !requested;
+  byId("accept").disabled = !isOpen || isUnseen();
+  byId("redo").disabled = !isOpen || !item.source || item.is_gone || (item.state === "sample" && isUnseen());
   byId("drop").disabled = !isOpen || done;
   const names = {
     held: item && `Publish, with ${hiddenIn(item)}`, flagged: "Accept", "low score": "Accept", sample: "Save marks",
   };
-  byId("accept-name").textContent = done ? "Next picture" : names[item?.state] || "Accept";
+  byId("accept-name").textContent = isOver() ? "Next picture" : names[item?.state] || "Accept";
 }
 
 // What is hidden if a picture is published, in words.
@@ -380,11 +396,33 @@ function unsent() {
   return state.shapes.filter(({ isSent }) => !isSent).length + (drawing.points.length ? 1 : 0);
 }
 
+// Return whether marks that were saved have been removed, and this has not been saved.
+function hasRemoved() {
+  const { item, shapes, done } = state;
+  return !done && shapes.filter(({ isSent }) => isSent).length < marked(item).length;
+}
+
 function keepDraft() {
   const { item, shapes } = state;
   if (!item) return;
-  if (unsent()) drafts.set(item.id, { shapes, points: drawing.points, version: item.version });
+  if (unsent() || hasRemoved()) drafts.set(item.id, { shapes, points: drawing.points, version: item.version, etag: item.etag });
   else drafts.delete(item.id);
+}
+
+// Marks that others saved since stay. Areas that are clear in one version of the source may show a
+// face in another, so they go.
+function restore(draft, item) {
+  if (draft.points.length) chooseTool("polygon");
+  drawing.points = draft.points;
+  if (draft.version === item.version) {
+    state.shapes = draft.shapes;
+    return;
+  }
+  const isOther = draft.etag !== item.etag;
+  const own = draft.shapes.filter(({ kind, isSent }) => !isSent && !(isOther && kind === "exempt"));
+  state.shapes = [...state.shapes, ...own];
+  const without = isOther ? ", without those that stay clear" : "";
+  say(`The picture has changed since you drew on it: look at the areas again${without}.`, "bad");
 }
 
 function forgetDrawn() {
@@ -424,7 +462,8 @@ async function load(item) {
     } catch (refusal) {
       if (!isCurrent()) return;
       const reason = refusal.status === 404 ? "The output is gone." : refusal.message;
-      say(item.state === "sample" ? `It can't be marked, because it can't be shown: ${reason}` : reason, "bad");
+      const what = item.state === "sample" ? "marked" : "accepted";
+      say(isUnseen() ? `It can't be ${what}, because it can't be shown: ${reason}` : reason, "bad");
     }
   }
   if (!isCurrent()) return;
@@ -469,8 +508,19 @@ async function loadSource(item) {
     if (isNew) fit();
     else draw();
   } catch (refusal) {
+    if (state.item !== item) return;
+    if (item.is_other_version) keepNothingClear();
     say(refusal.message, "bad");
   }
+}
+
+// What is drawn on one version of the source would be at other places of the held one.
+function keepNothingClear() {
+  toolOf("exempt").hidden = true;
+  if (state.tool === "exempt") chooseTool("move");
+  state.shapes = state.shapes.filter(({ kind }) => kind !== "exempt");
+  state.chosen = -1;
+  draw();
 }
 
 function guessedSize(item) {
@@ -664,7 +714,7 @@ function nudge(dx, dy, resizes) {
 
 function chooseTool(tool) {
   state.tool = tool;
-  Object.assign(drawing, { points: [], area: null });
+  Object.assign(drawing, { points: [], area: null, start: null });
   for (const button of document.querySelectorAll("[data-tool]")) {
     button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
   }
@@ -674,7 +724,7 @@ function chooseTool(tool) {
 
 // --- pointers: one draws or moves, two zoom
 
-const drawing = { points: [], area: null, kind: "" };
+const drawing = { points: [], area: null, start: null, kind: "" };
 const pointers = new Map();
 
 function positionOf(event, place) {
@@ -734,6 +784,12 @@ function pointerUp(event) {
   draw();
 }
 
+// A touch that the browser takes for something else has drawn nothing.
+function pointerCancel(event) {
+  drawing.area = null;
+  pointerUp(event);
+}
+
 // Close an open polygon, and return whether none is left open.
 function closePolygon() {
   const { points } = drawing;
@@ -766,7 +822,7 @@ for (const place of [byId("output"), byId("source")]) {
   place.addEventListener("pointerdown", pointerDown);
   place.addEventListener("pointermove", pointerMove);
   place.addEventListener("pointerup", pointerUp);
-  place.addEventListener("pointercancel", pointerUp);
+  place.addEventListener("pointercancel", pointerCancel);
   place.addEventListener("dblclick", closePolygon);
   place.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -781,8 +837,16 @@ function say(text, kind = "") {
   byId("status").className = kind;
 }
 
+// Say `text` before what was said of the picture that is shown now, which must not be lost.
+function sayFirst(text, kind) {
+  const status = byId("status");
+  if (status.textContent) say(`${text} ${status.textContent}`, status.className);
+  else say(text, kind);
+}
+
 // Run `work` unless other work is in progress: a key that is pressed twice decides once. Work that
-// `waits`, which decides nothing, follows the present one.
+// `waits`, which decides nothing, follows the present one, unless that is refused: the reviewer has
+// to see why.
 async function guarded(work, waits = false) {
   if (state.busy) {
     if (waits) state.waiting = work;
@@ -793,6 +857,7 @@ async function guarded(work, waits = false) {
   try {
     await work();
   } catch (refusal) {
+    state.waiting = null;
     if (!(refusal instanceof Refusal)) throw refusal;
     say(refusal.message, "bad");
   } finally {
@@ -815,7 +880,6 @@ async function decide(action, more = {}) {
   } catch (refusal) {
     if (state.item === item && [404, 409].includes(refusal.status)) {
       state.stale = true;
-      state.done ||= item.state === "sample"; // Enter moves on.
       allow();
     }
     throw refusal;
@@ -855,12 +919,19 @@ function redo() {
   }
   say("");
   guarded(async () => {
-    if (isMark) await decide("mark", { exposed: areasOf("extra") });
+    if (isMark) await saveMarks();
     await request("redo", {
       extra: areasOf("extra", "polygon"), exempt: areasOf("exempt"),
       method: byId("method").value, region: byId("region").value,
     });
   });
+}
+
+async function saveMarks() {
+  const { item } = state;
+  const exposed = areasOf("extra");
+  const { version } = await decide("mark", { exposed });
+  Object.assign(item, { version, mark: { exposed_xyxy: exposed } });
 }
 
 async function request(action, fields = {}) {
@@ -884,7 +955,7 @@ function failed(item, text) {
 
 async function watch(item, task, version, polling) {
   while (state.polling === polling && state.item === item) {
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    await pause();
     const result = await resultOf(task);
     if (state.polling !== polling || state.item !== item) return;
     if (result.state === "done") {
@@ -900,6 +971,10 @@ async function watch(item, task, version, polling) {
   }
 }
 
+function pause() {
+  return new Promise((resolve) => setTimeout(resolve, POLL_MS));
+}
+
 // The request goes on while the desk or Redis does not answer, so it has not failed.
 async function resultOf(task) {
   try {
@@ -910,12 +985,12 @@ async function resultOf(task) {
   }
 }
 
-// Show the new output. A picture that is still on the list is read again, as another version.
+// Show the new output. A picture that is still on the list is read again, as another version. If the
+// reviewer is leaving it, the next picture must not give way to it.
 async function finished(item, result, version) {
   if (result.reason) {
-    await show(await json("/api/next", { id: item.id }));
-    const ending = result.status === "held" ? "Held again" : "Published, and still flagged";
-    say(`${ending}: ${result.reason}.`, "bad");
+    while (state.busy) await pause();
+    if (state.item === item) await guarded(() => showAgain(item, result));
   } else {
     Object.assign(item, {
       version, has_output: true, is_other_version: false, revision: (item.revision || 0) + 1, left_xyxy: [],
@@ -926,10 +1001,22 @@ async function finished(item, result, version) {
     state.shapes = state.shapes.filter(({ isSent }) => !isSent);
     describe(item);
     allow();
+    say("");
     await load(item);
-    say(`Done: this is the new output, with ${hiddenIn(item)}.`, "good");
+    if (state.item === item) sayFirst(`Done: this is the new output, with ${hiddenIn(item)}.`, "good");
   }
   loadList().catch(() => {});
+}
+
+async function showAgain(item, result) {
+  const again = await json("/api/next", { id: item.id }).catch((refusal) => {
+    failed(item, refusal.message);
+    throw refusal;
+  });
+  say("");
+  await show(again);
+  const ending = result.status === "held" ? "Held again" : "Published, and still flagged";
+  sayFirst(`${ending}: ${result.reason}.`, "bad");
 }
 
 function accept() {
@@ -940,7 +1027,7 @@ function accept() {
   }
   if (!isPossible("accept") || !closePolygon()) return;
   focusPicture();
-  if (state.done) leave(() => openNext());
+  if (isOver()) leave(() => openNext());
   else if (item.state === "sample") guarded(acceptNow);
   else unlessDrawn(item.state === "held" ? askToPublish : () => guarded(acceptNow));
 }
@@ -963,7 +1050,7 @@ async function afterwards(text) {
   state.done = true;
   forgetDrawn();
   await openNext();
-  say(text, "good");
+  sayFirst(text, "good");
   await loadList();
   if (state.sample) loadSamples().catch(() => {});
 }

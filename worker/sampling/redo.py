@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed
-from tasks.messages import UPLOADS, AnonymizeOptions
+from tasks.messages import UPLOADS, AnonymizeOptions, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
+from tasks.records import review
+from tasks.records.review import REVIEW_LIST, ReviewEntry
+from tasks.records.samples import SampledPicture
+from tasks.redis.errors import connected
 from tasks.routes import Routes
 from tasks.signatures import Key
 from tasks.storage.s3 import ObjectStore
@@ -32,26 +36,51 @@ def enqueue(
     Those whose source is not known, is gone or was replaced are left out, and those whose misses
     were requested before. Raises QueueUnavailable, and the errors of the store.
     """
-    present = [_at_present(store, routes, keys, finding) for finding in misses]
-    wanted = [wanted_again(finding) for finding in present if finding is not None]
-    asked = [one for one in wanted if one is not None]
+    asked: list[Wanted] = []
+    listed: list[tuple[ReviewEntry, ReviewEntry]] = []  # as they are, and as they shall be
+    for miss in misses:
+        finding = _at_present(store, routes, keys, miss)
+        if finding is None:
+            continue
+        entry = _entry_of(celery.backend.client, routes, finding.picture)
+        wanted = wanted_again(finding, entry)
+        if wanted is None or wanted.options is None:
+            continue
+        asked.append(wanted)
+        if entry is not None:
+            listed.append((entry, entry.asked_for(wanted.options)))
+
+    def also_write(pipe: Any) -> None:
+        for entry, changed in listed:
+            REVIEW_LIST.replace(pipe, entry, changed)
+
     with closing(Publisher(celery)) as publisher:
-        publisher.publish(asked, UPLOADS)
+        publisher.publish(asked, UPLOADS, also_write=also_write)
     return len(asked)
 
 
-def wanted_again(finding: Finding) -> Wanted | None:
+def wanted_again(finding: Finding, entry: ReviewEntry | None = None) -> Wanted | None:
     """Return the request that hides the misses too, beside the options of the receipt.
 
-    None if the source is not known, or if the misses are among these options.
+    It hides what the `entry` of the picture on the review list asks for, which may still wait. None
+    if the source is not known, or if the misses are among the options of the receipt.
     """
     picture = finding.picture
     before = AnonymizeOptions.of(picture.options)
     misses = [tuple(box) for box in finding.exposed_xyxy if tuple(box) not in before.extra]
     if picture.source is None or not misses:
         return None
-    options = before.with_more(AnonymizeOptions.parse(extra=misses), picture.source_etag)
+    more = AnonymizeOptions.parse(extra=misses)
+    if entry is not None:
+        more = entry.with_asked(more)
+    options = before.with_more(more, picture.source_etag)
     return Wanted(ObjectUri.parse(picture.source), ObjectUri.parse(picture.output), options=options)
+
+
+def _entry_of(redis: Any, routes: Routes, picture: SampledPicture) -> ReviewEntry | None:
+    request = AnonymizeRequest.parse(source=picture.source, destination=picture.output)
+    with connected():
+        return review.entry_of(redis, routes.resolve(request), picture.source_etag)
 
 
 def _at_present(

@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +295,38 @@ def test_a_redo_on_top_of_one_that_waits_hides_the_areas_of_both(command, unatte
         "region": 1.0,
         "extra": [[1, 2, 3, 4], [5, 6, 7, 8]],
     }
+
+
+@pytest.mark.parametrize(
+    ("recorded", "is_replaced"),
+    [
+        ({}, True),
+        ({"labels": ..., "box_labels": ..., "left": ...}, True),  # by an earlier version
+        ({"reviewers": ["ana"]}, True),  # by a later one
+        ({"time": 1.25}, False),
+        ({"options": {"extra": [[1, 2, 3, 4], [5, 6, 7, 8]]}}, False),
+        ({"options": {}}, False),
+        ({"left_xyxy": [[1, 2, 3, 5]]}, False),
+        ({"options": {"extra": ["\ud800"]}}, False),
+    ],
+)
+def test_an_entry_of_another_version_of_veil_gets_the_areas_of_a_redo(
+    unattended, recorded, is_replaced
+):
+    """But not one that a worker has recorded since it was read."""
+    boxes = [[1, 2, 3, 4]]
+    options = {"extra": boxes}
+    read = ReviewEntry(SOURCE, "1", "r", "held", STILL, 1.5, None, boxes, boxes, options)
+    fields = {**asdict(read), **recorded}
+    stored = {name: value for name, value in fields.items() if value is not ...}
+    unattended.client.hset(REVIEW_LIST.key, SOURCE, json.dumps(stored))
+    asked = read.asked_for(AnonymizeOptions.parse(extra=[(1, 2, 3, 4), (9, 9, 20, 20)]))
+    REVIEW_LIST.replace(unattended.client, read, asked)
+    found = listed(unattended)[SOURCE]
+    assert (found == asked) == is_replaced
+    REVIEW_LIST.drop(unattended.client, [SOURCE])
+    REVIEW_LIST.replace(unattended.client, read, asked)
+    assert not listed(unattended)
 
 
 def test_all_can_be_asked_for_at_once(command, unattended):

@@ -61,7 +61,7 @@ def queue(settings):
 @pytest.fixture(scope="module")
 def desk(settings, programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
-    reviewers = [f"reviewer {number}" for number in range(40)]
+    reviewers = [f"reviewer {number}" for number in range(60)]
     with Desk(programs, folder, settings[1], reviewers=reviewers) as desk:
         desk.unused = iter(reviewers)
         yield desk
@@ -656,8 +656,9 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
     polygon = [5, 5, 50, 5, 50, 50]
     assert decide(ana, first, "mark", exposed=[polygon]).status == 400
     assert decide(ana, first, "mark", exposed=[[5, 5, 50, 50]]).status == 200
-    assert decide(ben, second, "mark", exposed=[]).status == 200
-    assert decide(ben, second, "drop").status == 400
+    marked = decide(ben, second, "mark", exposed=[])
+    assert marked.status == 200
+    assert decide(ben, {**second, **marked.json}, "drop").status == 400
     third = ana.post("/api/next", {**request, "after": first["id"]}).json
     clean.put("desk/sample-2.jpg", jpeg("green"))
     assert decide(ana, third, "mark", exposed=[]).status == 409
@@ -669,6 +670,56 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
     }
     marks = [*recorded(store, "sample-0.jpg"), *recorded(store, "sample-1.jpg")]
     assert {decision.sample for decision in marks} == {"5a3b1e00"}
+
+
+def sample_of(queue, clean, name, keys, created):
+    """Put a sample of outputs onto the desk, and return it."""
+    pictures = []
+    for key in keys:
+        output = clean.put(f"desk/{key}", jpeg("blue"))
+        etag = clean.head(f"desk/{key}")["ETag"].strip('"')
+        pictures.append(SampledPicture(output, etag, ROUTE, None, None, 320, 240))
+    drawn = Sample(name, ["s3://clean/desk"], 1, len(keys), created, pictures)
+    samples.store(queue.client, drawn)
+    return drawn
+
+
+def test_a_mark_that_was_not_seen_is_not_replaced(log_in, listed, queue, clean):
+    """Two reviewers may have one picture if a page sleeps, and one has it in two tabs."""
+    sample_of(queue, clean, "5a3b1e04", ["a.jpg"], time.time())
+    ana, ben = log_in(), log_in()
+    request = {"sample": "5a3b1e04"}
+    of_ana = ana.post("/api/next", request).json
+    queue.client.delete(claims.KEY + of_ana["id"])  # her page sleeps
+    of_ben = ben.post("/api/next", request).json
+    assert decide(ben, of_ben, "mark", exposed=[[5, 5, 50, 50]]).status == 200
+    queue.client.delete(claims.KEY + of_ana["id"])  # his page is closed
+    assert ana.post(f"/api/claim/{of_ana['id']}").status == 200  # her page wakes
+    assert decide(ana, of_ana, "mark", exposed=[]).status == 409
+    assert samples.marks(queue.client, "5a3b1e04")[0].exposed_xyxy == [[5, 5, 50, 50]]
+    seen = ana.post("/api/next", {"id": of_ana["id"]}).json
+    assert seen["mark"]["exposed_xyxy"] == [[5, 5, 50, 50]]
+    marked = decide(ana, seen, "mark", exposed=[]).json
+    assert decide(ana, {**seen, **marked}, "mark", exposed=[[1, 1, 9, 9]]).status == 200
+    assert samples.marks(queue.client, "5a3b1e04")[0].exposed_xyxy == [[1, 1, 9, 9]]
+
+
+def test_no_output_gets_the_mark_of_another_one_if_a_sample_is_drawn_anew(
+    log_in, listed, queue, clean
+):
+    """It may be of other outputs, if Redis has lost it and the archive has changed since."""
+    sample_of(queue, clean, "5a3b1e05", ["a.jpg"], time.time())
+    client = log_in()
+    request = {"sample": "5a3b1e05"}
+    first = client.post("/api/next", request).json
+    queue.client.delete(samples.NAMES)
+    assert decide(client, first, "mark", exposed=[]).status == 409
+    sample_of(queue, clean, "5a3b1e05", ["b.jpg"], time.time() + 1)
+    assert decide(client, first, "mark", exposed=[]).status == 409
+    assert not samples.marks(queue.client, "5a3b1e05")
+    (row,) = client.get("/api/list?sample=5a3b1e05").json["rows"]
+    assert row["title"] == "s3://clean/desk/b.jpg"
+    assert decide(client, client.post("/api/next", request).json, "mark").status == 200
 
 
 def test_sampled_outputs_that_are_gone_are_skipped_and_the_sample_finishes(
@@ -725,6 +776,27 @@ def test_a_sampled_output_is_not_made_again_of_another_version_of_its_source(
     assert samples.marks(queue.client, "5a3b1e02")[0].exposed_xyxy == []
 
 
+def test_a_sampled_output_that_is_made_again_hides_the_areas_of_a_redo_that_waits(
+    listed, queue, raw, clean, store
+):
+    """The output of the one takes the place of that of the other, whichever comes last."""
+    routes, keys = Routes.parse(ROUTE), [Key.parse(KEY)]
+    on_desk = Items(queue.client, routes)
+    desk = decisions_of_desk.Desk(queue.app, store, routes, keys, on_desk)
+    entry = listed("both.jpg", options={"extra": [[1, 1, 9, 9]], "region": 1.0})
+    etag = clean.head("desk/both.jpg")["ETag"].strip('"')
+    picture = SampledPicture("s3://clean/desk/both.jpg", etag, ROUTE, entry.source, entry.etag)
+    sampled = items.item_of_sample("5a3b1e06", 0, picture)
+    more = {"action": "redo", "extra": [[20, 20, 30, 30]]}
+    desk.decide(sampled, decisions_of_desk.choice_of(more), "ana")
+    both = {"region": 1.0, "extra": [[1, 1, 9, 9], [20, 20, 30, 30]]}
+    assert arguments_of(queue.client.lindex("uploads", 0))[2] == both
+    (item,) = on_desk.listed()
+    desk.decide(item, decisions_of_desk.choice_of({"action": "release"}), "ben")
+    released = arguments_of(queue.client.lindex("uploads", 0))[2]
+    assert released == {**both, "release": entry.etag}
+
+
 def test_an_entry_that_was_recorded_since_the_picture_was_shown_is_not_dropped(listed, queue):
     """A worker may hold the same version again meanwhile, for a reason that nobody has seen."""
     shown = listed("twice.jpg", "held")
@@ -760,6 +832,21 @@ def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, qu
         (decision,) = recorded(store, f"low-{action}.jpg")
         assert decision.action == action
     assert REVIEW_LIST.count(queue.client) == 2  # which are other versions of the picture
+
+
+def test_a_second_redo_of_a_low_score_hides_the_areas_of_the_first_one(listed, queue, store):
+    """A page that has slept, or a second tab, may still show it."""
+    on_desk = Items(queue.client, Routes.parse(ROUTE))
+    desk = decisions_of_desk.Desk(queue.app, store, Routes.parse(ROUTE), [Key.parse(KEY)], on_desk)
+    entry = listed("low-twice.jpg")
+    REVIEW_LIST.drop(queue.client, [entry.name])
+    low = replace(low_score("low-twice.jpg", entry.etag), output_etag=None)
+    on_desk.add_low_scores([low])
+    for area in ([1, 1, 9, 9], [20, 20, 30, 30]):
+        desk.decide(low, decisions_of_desk.choice_of({"action": "redo", "extra": [area]}), "ana")
+    options = arguments_of(queue.client.lindex("uploads", 0))[2]
+    assert options == {"extra": [[1, 1, 9, 9], [20, 20, 30, 30]]}
+    assert not REVIEW_LIST.count(queue.client)
 
 
 def test_only_a_low_score_is_accepted_as_it_is(log_in, listed, wait_until):

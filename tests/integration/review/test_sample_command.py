@@ -2,10 +2,12 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 
 from tasks.records import samples
+from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tests.integration.conftest import RECIPE
 
 
@@ -174,6 +176,22 @@ def test_a_redo_keeps_the_areas_that_were_asked_for_since_and_asks_for_no_miss_t
     assert "0 enqueued" in again.stderr
     assert "1 picture with a miss left out" in again.stderr
     assert not unattended.client.llen("uploads")
+
+
+def test_a_redo_hides_the_areas_of_one_that_waits(archive, sample, unattended):
+    """Its output takes the place of the other one, and so does that of the next one."""
+    sample()
+    drawn = stored(unattended)
+    picture = drawn.pictures[2]
+    samples.mark(unattended.client, drawn.name, 2, [[1, 0, 3, 2]], "ana")
+    options = {"extra": [[0, 1, 1, 2]], "region": 1.0}
+    entry = ReviewEntry(picture.source, picture.source_etag, "r", "flagged", "x", 1.0)
+    REVIEW_LIST.record(unattended.client, replace(entry, options=options))
+    assert "1 enqueued" in sample("--redo").stderr
+    both = {"region": 1.0, "extra": [[0, 1, 1, 2], [1, 0, 3, 2]]}
+    assert arguments_of(unattended.client.rpop("uploads"))[2] == both
+    (waiting,) = REVIEW_LIST.entries(unattended.client)
+    assert waiting.options == both
 
 
 def test_a_redo_leaves_out_a_source_that_was_replaced(archive, sample, unattended):
