@@ -40,15 +40,19 @@ class Browser:
         self._driver = driver
 
     def pixels(self, content: bytes) -> Array | None:
-        """Return the first frame of a picture file, uint8 RGBA [h, w, 4], None if not shown."""
+        """Return the first frame of a picture file, uint8 RGBA [h, w, 4].
+
+        Return None if the picture is not shown, or too large for a canvas.
+        """
         address = "data:application/octet-stream;base64," + base64.b64encode(content).decode()
         try:
             shown = self._driver.execute_async_script(SHOW, address)
         except WebDriverException:
             return None
-        if not shown or "," not in shown:
+        encoded = (shown or "").partition(",")[2]
+        if not encoded:
             return None
-        with Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))) as image:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
             return np.asarray(image.convert("RGBA"))
 
 
