@@ -1,8 +1,10 @@
 """Boxes of outputs: exported from receipts, and corrected ones compared with receipts."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from typing import Any
 
 from ..addresses import ObjectUri, PrefixUri
@@ -261,26 +263,25 @@ def _differences(
     hidden = [_box_of(face) for face in receipt.faces]
     shown = [_plain(shape.area) for shape in picture.shapes]
     missing = _without_same(hidden, shown)
-    corrected = _counterparts(missing, _without_same(shown, hidden))
+    known = [_plain(area) for area in receipt.asked.extra]
+    corrected = _counterparts(missing, _without_same(shown, [*hidden, *known]))
     removed = [box for box in missing if box not in corrected]
     staying: dict[str, list[Area]] = {}
     for box, label in zip(hidden, receipt.labels, strict=True):
         if not _is_exempted(box, removed):
             staying.setdefault(_compared(label), []).append(box)
-    known = {_plain(area) for area in receipt.asked.extra}
-    is_staying = {label: _Same(boxes) for label, boxes in staying.items()}
-    is_known = _Same(known)
+    hidden_by_label = {label: _Same([*boxes, *known]) for label, boxes in staying.items()}
+    hidden_with_any = _Same(known)
     added = [
         shape.area
         for shape, area in zip(picture.shapes, shown, strict=True)
-        if not is_known.has(area)
-        and not ((same := is_staying.get(_compared(shape.label))) and same.has(area))
+        if not hidden_by_label.get(_compared(shape.label), hidden_with_any).has(area)
     ]
-    added += [box for box in corrected if _is_exempted(box, removed)]
+    added += [box for box in missing if box in corrected and _is_exempted(box, removed)]
     return tuple(added), tuple(removed)
 
 
-def _counterparts(missing: Sequence[Area], new: Sequence[Area]) -> list[Area]:
+def _counterparts(missing: Sequence[Area], new: Sequence[Area]) -> set[Area]:
     """Return the boxes `missing` that a shape of `new` corrects: one that shares a part with it.
 
     A shape corrects a single box: of several, the one that is most like it.
@@ -290,11 +291,11 @@ def _counterparts(missing: Sequence[Area], new: Sequence[Area]) -> list[Area]:
         for number, area in enumerate(new):
             if likeness := iou(box, _bounds(area)):
                 pairs.append((likeness, box, number))
-    corrected: list[Area] = []
+    corrected: set[Area] = set()
     used: set[int] = set()
     for _, box, number in sorted(pairs, reverse=True):
         if box not in corrected and number not in used:
-            corrected.append(box)
+            corrected.add(box)
             used.add(number)
     return corrected
 
@@ -304,10 +305,15 @@ class _Same:
 
     def __init__(self, areas: Iterable[Sequence[float]]) -> None:
         self._areas = {tuple(area) for area in areas}
+        self._by_x = sorted(self._areas)
 
     def has(self, area: Sequence[float]) -> bool:
         """Return whether `area` is one of them."""
-        return tuple(area) in self._areas or any(_is_same(area, one) for one in self._areas)
+        if tuple(area) in self._areas:
+            return True
+        first = bisect_left(self._by_x, (area[0] - TOLERANCE,))
+        last = bisect_left(self._by_x, (area[0] + TOLERANCE, inf))
+        return any(_is_same(area, one) for one in self._by_x[first:last])
 
 
 def _without_same(areas: Sequence[Area], others: Iterable[Sequence[float]]) -> list[Area]:
@@ -326,7 +332,7 @@ def _is_same(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _plain(area: Area) -> Area:
     """Return `area`, and the box for a polygon with the corners of a box."""
-    x1, y1, x2, y2 = box = _bounds(area)
+    x1, y1, x2, y2 = box = Shape(area).box_xyxy
     points = set(zip(area[::2], area[1::2], strict=True))
     return box if points == {(x1, y1), (x2, y1), (x2, y2), (x1, y2)} else area
 

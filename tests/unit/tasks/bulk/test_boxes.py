@@ -73,6 +73,11 @@ def test_a_changed_extra_area_is_hidden_too():
     assert differences([], [larger], **extra) == ((larger.area,), ())
 
 
+def test_an_unchanged_extra_area_keeps_no_removed_face_hidden():
+    extra = {"options": {"extra": [[90, 90, 140, 140]]}}
+    assert differences([BOX], [Shape((90, 90, 140, 140), "extra")], **extra) == ((), (BOX,))
+
+
 def test_a_box_with_another_label_is_hidden_as_a_whole():
     """Another rule may hide another part of it."""
     assert differences([BOX], [Shape(BOX, "plate")]) == ((BOX,), ())
