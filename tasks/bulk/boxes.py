@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 from math import inf
 from typing import Any
 
@@ -29,6 +29,7 @@ SAME_FACE_IOU = 0.5
 TOLERANCE = 1
 # Boxes are of another form if, read so, they are this share of the hidden ones that the file lacks.
 REREAD_SHARE = 0.5
+TRIED = 3, 100  # of the removed boxes, and of the new ones, to find a common scale
 # A face stays clear if half of it lies in an exempt area. Another recipe may find other edges.
 EXEMPTED_SHARE = 0.25
 REMADE = "the boxes are not those of the present output"
@@ -176,7 +177,10 @@ class Corrections:
         added, removed = _differences(picture, receipt)
         if not added and not removed:
             return Correction(picture.name)
-        if problem := _misread(picture, receipt, added) or _impossible(receipt, added, removed):
+        problem = _misread(picture, receipt, added) or _impossible(receipt, added, removed)
+        if problem is None and removed:
+            problem = _other_axes(receipt, added, removed)
+        if problem is not None:
             return Correction(picture.name, problem=problem)
         try:
             _check_output(picture, receipt)
@@ -224,12 +228,41 @@ def _misread(picture: AnnotatedPicture, receipt: Receipt, added: Sequence[Area])
     """Return why the boxes `added` look like hidden ones in another form; None if they don't."""
     shown = [_plain(shape.area) for shape in picture.shapes]
     missing = _without_same([_box_of(face) for face in receipt.faces], shown)
-    boxes = [box for area in added if len(box := _plain(area)) == 4]
-    for form, reread in misread.readings(picture.form).items() if missing else ():
-        lacking = _without_same(missing, [reread(box) for box in boxes])
-        if len(missing) - len(lacking) >= REREAD_SHARE * len(missing):
+    boxes = _boxes_of(added)
+    for form, reread in misread.readings(picture.form).items():
+        if _most_are_among(missing, [reread(box) for box in boxes]):
             return misread.cause(picture.form, form)
     return None
+
+
+def _other_axes(receipt: Receipt, added: Sequence[Area], removed: Sequence[Area]) -> str | None:
+    """Return why the boxes `added` look like the `removed` ones on other axes, or None.
+
+    Such are boxes of a smaller picture, in percent, or counted from the lower edge.
+    """
+    new, width, height = _boxes_of(added), receipt.width, receipt.height
+    upside_down = [(x1, height - y2, x2, height - y1) for x1, y1, x2, y2 in removed]
+    if _most_are_among(upside_down, new):
+        return "boxes look like counted from the lower edge of the picture: count from the upper"
+    mirrored = [(width - x2, y1, width - x1, y2) for x1, y1, x2, y2 in removed]
+    if _most_are_among(mirrored, new):
+        return "boxes look like counted from the right edge of the picture: count from the left"
+    for box, other in product(removed[: TRIED[0]], new[: TRIED[1]]):
+        across, down = other[2] / max(box[2], 1), other[3] / max(box[3], 1)
+        scaled = [(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in removed]
+        if _most_are_among(scaled, new):
+            return (
+                f"boxes look like those of a picture of about {width * across:.0f} × "
+                f"{height * down:.0f} pixels: this one has {width} × {height}"
+            )
+    return None
+
+
+def _most_are_among(areas: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> bool:
+    """Return whether REREAD_SHARE of `areas`, if there are any, are the same as one of `others`."""
+    same = _Same(others)
+    count = sum(same.has(area) for area in areas)
+    return count > 0 and count >= REREAD_SHARE * len(areas)
 
 
 def _impossible(receipt: Receipt, added: Sequence[Area], removed: Sequence[Area]) -> str | None:
@@ -328,6 +361,11 @@ def _is_same(one: Sequence[float], other: Sequence[float]) -> bool:
     if any(abs(a - b) > TOLERANCE for a, b in zip(one, other, strict=True)):
         return False
     return iou(_bounds(one), _bounds(other)) >= SAME_FACE_IOU
+
+
+def _boxes_of(areas: Sequence[Area]) -> list[Area]:
+    """Return those of `areas` that are boxes."""
+    return [box for area in areas if len(box := _plain(area)) == 4]
 
 
 def _plain(area: Area) -> Area:

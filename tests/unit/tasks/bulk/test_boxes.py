@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.bulk.annotations import AnnotatedPicture, Shape
-from tasks.bulk.boxes import _differences, _impossible, _misread
+from tasks.bulk.boxes import _differences, _impossible, _misread, _other_axes
 from tests.made_receipts import anonymized
 
 LARGE, INSIDE, BESIDE = (0, 0, 100, 100), (20, 20, 50, 50), (95, 20, 125, 50)
@@ -148,3 +148,28 @@ def test_no_face_becomes_clear_for_a_box_that_leaves_its_picture():
     assert "leaves the picture, which has 640 × 480 pixels" in _impossible(receipt, [leaves], [BOX])
     assert _impossible(receipt, [(600, 100, 645, 300)], [BOX]) is None
     assert "is outside of the picture" in _impossible(receipt, [(640, 100, 700, 300)], [])
+
+
+@pytest.mark.parametrize(
+    ("written", "cause"),
+    [
+        (lambda x, y: (x / 6.4, y / 4.8), "those of a picture of about"),
+        (lambda x, y: (x / 2, y / 2), "about 320 × 240 pixels: this one has 640 × 480"),
+        (lambda x, y: (x, 480 - y), "counted from the lower edge"),
+        (lambda x, y: (640 - x, y), "counted from the right edge"),
+    ],
+)
+@pytest.mark.parametrize("faces", [FACES, FACES[1:2]])
+def test_hidden_boxes_on_other_axes_are_recognised(written, cause, faces):
+    shown = []
+    for x1, y1, x2, y2 in faces:
+        corners = written(x1, y1), written(x2, y2)
+        xs, ys = zip(*corners, strict=True)
+        shown.append(tuple(map(round, (min(xs), min(ys), max(xs), max(ys)))))
+    assert cause in _other_axes(anonymized(640, 480, faces), shown, faces)
+
+
+def test_new_boxes_are_not_taken_for_ones_on_other_axes():
+    receipt = anonymized(640, 480, FACES)
+    assert _other_axes(receipt, [], FACES) is None
+    assert _other_axes(receipt, [(400, 10, 500, 90), (200, 30, 250, 99)], FACES) is None
