@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +20,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from ..errors import DatasetInvalid, InvalidRequest
 from ..messages import AnonymizeOptions
+from . import misread
 
 Format = Literal["coco", "cvat", "jsonl"]
 FORMATS = get_args(Format)
@@ -59,13 +61,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class AnnotatedPicture:
-    """A picture with its shapes. `name` is its address, `width` and `height` are in pixels."""
+    """A picture with its shapes.
+
+    `name` is its address, `width` and `height` are in pixels. `form` is the format that it was read
+    from.
+    """
 
     name: str
     width: int
     height: int
     shapes: list[Shape] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    form: str = ""
 
 
 class Writer(Protocol):
@@ -181,10 +188,19 @@ WRITERS: dict[str, Callable[[TextIO], Writer]] = {
 }
 
 
+DAMAGED = (AttributeError, KeyError, TypeError, ValueError, InvalidRequest)
+"""The errors of content that is damaged, or of another format."""
+
+
+class _DamagedPicture(Exception):
+    """A picture in a file that can't be read; the message names it, and says why."""
+
+
 def read(path: Path) -> list[AnnotatedPicture]:
     """Return the pictures in a file of any of the formats, which its content tells.
 
-    Raises DatasetInvalid, with a message of one line, if the file can't be read.
+    Raises DatasetInvalid, with a message of one line, if the file can't be read, or has its boxes
+    in another form than its format wants.
     """
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -193,16 +209,49 @@ def read(path: Path) -> list[AnnotatedPicture]:
     except UnicodeDecodeError:
         raise DatasetInvalid(f"{path} is no text") from None
     try:
-        if content.lstrip().startswith("<"):
-            return list(_read_cvat(content))
-        return list(_read_json(content))
+        is_xml = content.lstrip().startswith("<")
+        pictures = list(_read_cvat(content) if is_xml else _read_json(content))
     except ElementTree.ParseError as error:
         raise DatasetInvalid(f"{path} is no XML ({error})") from None
-    except (AttributeError, KeyError, TypeError, ValueError, InvalidRequest) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except _DamagedPicture as error:
+        raise DatasetInvalid(f"{path}: {error}") from None
+    except DAMAGED as error:
         raise DatasetInvalid(
-            f"{path} is neither COCO, CVAT nor JSON lines ({reason:.200})"
+            f"{path} is neither COCO, CVAT nor JSON lines ({_reason(error):.200})"
         ) from None
+    if fault := _fault(pictures):
+        raise DatasetInvalid(f"{path}: {fault}")
+    return pictures
+
+
+@contextmanager
+def _reading(name: object) -> Iterator[None]:
+    """Make an error in the block name the picture `name`."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise _DamagedPicture(f"{name!r:.200}: {_reason(error):.200}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of `error`, one of DAMAGED, in one line."""
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    if isinstance(error, AttributeError | TypeError):
+        return "a part of it is of another type than the format says"
+    return " ".join(str(error).split())
+
+
+def _fault(pictures: Sequence[AnnotatedPicture]) -> str | None:
+    """Return why the boxes of a file are none of its format; None if they can be."""
+    boxes: list[Area] = []
+    sizes: list[tuple[int, int]] = []
+    for picture in pictures:
+        own = [shape.area for shape in picture.shapes if not shape.is_polygon]
+        if picture.width and picture.height:
+            boxes += own
+            sizes += [(picture.width, picture.height)] * len(own)
+    return misread.fault(pictures[0].form, boxes, sizes) if boxes else None
 
 
 def _read_json(content: str) -> Iterator[AnnotatedPicture]:
@@ -210,58 +259,80 @@ def _read_json(content: str) -> Iterator[AnnotatedPicture]:
         whole = json.loads(content)
     except json.JSONDecodeError:
         whole = None
+    if isinstance(whole, list):
+        raise ValueError(
+            "a list, such as the results of a detector in COCO, names no pictures: give a file "
+            "with images, annotations and categories"
+        )
     if isinstance(whole, dict) and "images" in whole:
         yield from _read_coco(whole)
         return
-    for line in content.splitlines():
+    if isinstance(whole, dict) and "annotations" in whole:
+        raise ValueError("COCO without images names no pictures")
+    for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
-            yield _read_line(json.loads(line))
+            fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            yield _read_line(fields)
 
 
 def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
     """Return the picture of a line; one of marks has an ``output`` and ``exposed`` boxes."""
     facts = _facts_in(fields)
-    if "exposed" in fields:
-        facts[ARE_MARKS] = True
-        shapes = [Shape(_whole(area), EXPOSED) for area in fields["exposed"]]
-        name = fields["output"] if "output" in fields else fields["name"]
-    else:
-        name = fields["name"]
-        shapes = [
-            Shape(_whole(shape["area"]), str(shape.get("label", FACE)), shape.get("score"))
-            for shape in fields["shapes"]
-        ]
-    return AnnotatedPicture(
-        str(name),
-        int(fields.get("width") or 0),
-        int(fields.get("height") or 0),
-        shapes,
-        facts,
-    )
+    are_marks = "exposed" in fields
+    name = str(fields["output"] if are_marks and "output" in fields else fields["name"])
+    with _reading(name):
+        if are_marks:
+            facts[ARE_MARKS] = True
+            shapes = [Shape(_whole(area), EXPOSED) for area in fields["exposed"]]
+        else:
+            shapes = [
+                Shape(_whole(shape["area"]), str(shape.get("label", FACE)), shape.get("score"))
+                for shape in fields["shapes"]
+            ]
+        size = _size_in(fields)
+    return AnnotatedPicture(name, *size, shapes, facts, "jsonl")
 
 
 def _read_coco(whole: dict[str, Any]) -> Iterator[AnnotatedPicture]:
     names = {category["id"]: str(category["name"]) for category in whole.get("categories", ())}
-    shapes: dict[Any, list[Shape]] = {}
-    for annotation in whole.get("annotations", ()):
-        label = names.get(annotation.get("category_id"), FACE)
-        polygons = annotation.get("segmentation") or []
-        if isinstance(polygons, list) and polygons and len(polygons[0]) > 4:
-            areas = [_whole(polygon) for polygon in polygons]
-        else:
-            x, y, width, height = annotation["bbox"]
-            areas = [_whole((x, y, x + width, y + height))]
-        score = annotation.get("score")
-        own = shapes.setdefault(annotation["image_id"], [])
-        own += [Shape(area, label, score) for area in areas]
+    pictures: dict[Any, AnnotatedPicture] = {}
     for image in whole["images"]:
-        yield AnnotatedPicture(
-            str(image["file_name"]),
-            int(image.get("width") or 0),
-            int(image.get("height") or 0),
-            shapes.get(image["id"], []),
-            _facts_in(image),
-        )
+        name = str(image["file_name"])
+        with _reading(name):
+            if image["id"] in pictures:
+                raise ValueError(f"two images have the id {image['id']}")
+            size = _size_in(image)
+            pictures[image["id"]] = AnnotatedPicture(
+                name, *size, facts=_facts_in(image), form="coco"
+            )
+    for annotation in whole.get("annotations", ()):
+        picture = pictures.get(annotation["image_id"])
+        if picture is None:
+            # Its picture would count as one without this box, whose face would stay clear.
+            raise ValueError(f"no image has the id {annotation['image_id']} of an annotation")
+        label = names.get(annotation.get("category_id"), FACE)
+        score = annotation.get("score")
+        with _reading(picture.name):
+            areas = _coco_areas(annotation)
+        picture.shapes.extend(Shape(area, label, score) for area in areas)
+    yield from pictures.values()
+
+
+def _coco_areas(annotation: dict[str, Any]) -> list[Area]:
+    polygons = annotation.get("segmentation") or []
+    if isinstance(polygons, list) and polygons and len(polygons[0]) > 4:
+        return [_whole(polygon) for polygon in polygons]
+    if len(annotation["bbox"]) != 4:
+        raise ValueError(f"the bbox {annotation['bbox']} has not four numbers")
+    x, y, width, height = annotation["bbox"]
+    return [_whole((x, y, x + width, y + height))]
+
+
+def _size_in(fields: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the width and the height of a picture, 0 if they are not stated."""
+    return int(fields.get("width") or 0), int(fields.get("height") or 0)
 
 
 def _facts_in(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,14 +344,15 @@ def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:
     # Expat refuses exponential entities since 2.4.1.
     root = ElementTree.fromstring(content)  # noqa: S314
     for image in root.iter("image"):
-        shapes = [
-            Shape(_cvat_area(element), element.get("label", FACE))
-            for element in image
-            if element.tag != "tag"  # a label of the whole picture
-        ]
-        width, height = (int(float(image.get(side, "0"))) for side in ("width", "height"))
-        facts = _facts_in(image.attrib)
-        yield AnnotatedPicture(image.attrib["name"], width, height, shapes, facts)
+        name = image.attrib["name"]
+        with _reading(name):
+            shapes = [
+                Shape(_cvat_area(element), element.get("label", FACE))
+                for element in image
+                if element.tag != "tag"  # a label of the whole picture
+            ]
+            width, height = (int(float(image.get(side, "0"))) for side in ("width", "height"))
+        yield AnnotatedPicture(name, width, height, shapes, _facts_in(image.attrib), "cvat")
 
 
 def _cvat_area(element: ElementTree.Element) -> Area:
@@ -322,11 +394,20 @@ def _turned(box_xyxy: Sequence[float], degrees: float) -> list[float]:
 
 
 def _whole(numbers: Sequence[float]) -> Area:
-    """Return an area in whole pixels that a request may have. Raises InvalidRequest."""
+    """Return an area in whole pixels that a request may have. Raises ValueError if it has none."""
     if any(isinstance(number, str) for number in numbers):
         raise ValueError("a coordinate is a text")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a coordinate is no number")
+    named = ", ".join(f"{number:g}" for number in numbers[:4])
+    if misread.are_fractions(numbers):
+        raise ValueError(f"the area {named} looks like fractions of the picture: give pixels")
     area = tuple(max(0, round(number)) for number in numbers)
-    return AnonymizeOptions.parse(extra=[area]).extra[0]
+    try:
+        return AnonymizeOptions.parse(extra=[area]).extra[0]
+    except InvalidRequest as error:
+        cause = str(error).rpartition("extra.0: ")[2]
+        raise ValueError(f"{named} is no area of the picture: {cause}") from None
 
 
 def _move(waiting: IO[str], file: TextIO) -> None:
@@ -353,5 +434,9 @@ def _shape_json(shape: Shape) -> dict[str, Any]:
 
 def _xml(text: str) -> str:
     """Return `text` as an attribute with its quotation marks."""
-    clean = text.translate(XML_REPLACED).encode("utf-8", "replace").decode()
-    return quoteattr(clean, {"\n": "&#10;", "\t": "&#9;", "\r": "&#13;"})
+    return quoteattr(clean(text), {"\n": "&#10;", "\t": "&#9;", "\r": "&#13;"})
+
+
+def clean(text: str) -> str:
+    """Return `text` with the characters that XML can't have replaced."""
+    return text.translate(XML_REPLACED).encode("utf-8", "replace").decode()

@@ -1,8 +1,10 @@
 """Boxes of outputs: exported from receipts, and corrected ones compared with receipts."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
+from math import inf
 from typing import Any
 
 from ..addresses import ObjectUri, PrefixUri
@@ -11,17 +13,23 @@ from ..messages import FACE, AnonymizeOptions
 from ..publishing import Wanted
 from ..routes import Routes
 from ..signatures import Key
-from ..storage.receipts import Receipt, ReceiptName
+from ..storage.receipts import Face, Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, StoredObject
-from . import annotations
+from . import annotations, misread
 from .annotations import ARE_MARKS, DIGEST, EXTRA, AnnotatedPicture, Area, Shape
 from .comparison import list_outputs, list_receipts, read_receipt, refusal, without_output
 from .in_order import in_order
 from .places import Places
 
 THREADS = 16  # receipts that are read at once
-# A corrected box with this intersection over union with a hidden face is that face.
+# A marked box with this intersection over union with a hidden face is that face.
 SAME_FACE_IOU = 0.5
+# A corrected box with all sides so near those of a hidden one, in pixels, is that box: formats and
+# tools round differently. Boxes of a few pixels must share as much as SAME_FACE_IOU, too.
+TOLERANCE = 1
+# Boxes are of another form if, read so, they are this share of the hidden ones that the file lacks.
+REREAD_SHARE = 0.5
+TRIED = 3, 100  # of the removed boxes, and of the new ones, to find a common scale
 # A face stays clear if half of it lies in an exempt area. Another recipe may find other edges.
 EXEMPTED_SHARE = 0.25
 REMADE = "the boxes are not those of the present output"
@@ -169,9 +177,11 @@ class Corrections:
         added, removed = _differences(picture, receipt)
         if not added and not removed:
             return Correction(picture.name)
-        if outside := [area for area in added if _is_outside(area, receipt)]:
-            named = ",".join(map(str, outside[0]))
-            return Correction(picture.name, problem=f"the area {named} is outside of the picture")
+        problem = _misread(picture, receipt, added) or _impossible(receipt, added, removed)
+        if problem is None and removed:
+            problem = _other_axes(receipt, added, removed)
+        if problem is not None:
+            return Correction(picture.name, problem=problem)
         try:
             _check_output(picture, receipt)
             if removed:
@@ -183,6 +193,11 @@ class Corrections:
         return Correction(picture.name, replace(wanted, options=options), added, removed)
 
     def _place_of(self, output: str) -> tuple[Places, str]:
+        if not _is_address(output):
+            raise InvalidRequest(
+                "the name is no address, as names of exports are: say with --outputs "
+                "s3://OUTPUT/PREFIX where the output is, or write its address as the name"
+            )
         uri = ObjectUri.parse(output)
         for places in self._places:
             if places.output.contains(uri):
@@ -209,9 +224,64 @@ def _check_version(store: ObjectStore, source: ObjectUri, receipt: Receipt) -> N
         raise SourceChanged(f"its source was replaced or deleted since, and {REMADE}")
 
 
-def _is_outside(area: Area, receipt: Receipt) -> bool:
-    """Return whether `area` shares nothing with the picture."""
-    return min(area[::2]) >= receipt.width or min(area[1::2]) >= receipt.height
+def _misread(picture: AnnotatedPicture, receipt: Receipt, added: Sequence[Area]) -> str | None:
+    """Return why the boxes `added` look like hidden ones in another form; None if they don't."""
+    shown = [_plain(shape.area) for shape in picture.shapes]
+    missing = _without_same([_box_of(face) for face in receipt.faces], shown)
+    boxes = _boxes_of(added)
+    for form, reread in misread.readings(picture.form).items():
+        if _most_are_among(missing, [reread(box) for box in boxes]):
+            return misread.cause(picture.form, form)
+    return None
+
+
+def _other_axes(receipt: Receipt, added: Sequence[Area], removed: Sequence[Area]) -> str | None:
+    """Return why the boxes `added` look like the `removed` ones on other axes, or None.
+
+    Such are boxes of a smaller picture, in percent, or counted from the lower edge.
+    """
+    new, width, height = _boxes_of(added), receipt.width, receipt.height
+    upside_down = [(x1, height - y2, x2, height - y1) for x1, y1, x2, y2 in removed]
+    if _most_are_among(upside_down, new):
+        return "boxes look like counted from the lower edge of the picture: count from the upper"
+    mirrored = [(width - x2, y1, width - x1, y2) for x1, y1, x2, y2 in removed]
+    if _most_are_among(mirrored, new):
+        return "boxes look like counted from the right edge of the picture: count from the left"
+    for box, other in product(removed[: TRIED[0]], new[: TRIED[1]]):
+        across, down = other[2] / max(box[2], 1), other[3] / max(box[3], 1)
+        scaled = [(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in removed]
+        if _most_are_among(scaled, new):
+            return (
+                f"boxes look like those of a picture of about {width * across:.0f} × "
+                f"{height * down:.0f} pixels: this one has {width} × {height}"
+            )
+    return None
+
+
+def _most_are_among(areas: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> bool:
+    """Return whether REREAD_SHARE of `areas`, if there are any, are the same as one of `others`."""
+    same = _Same(others)
+    count = sum(same.has(area) for area in areas)
+    return count > 0 and count >= REREAD_SHARE * len(areas)
+
+
+def _impossible(receipt: Receipt, added: Sequence[Area], removed: Sequence[Area]) -> str | None:
+    """Return why the boxes `added` can't be of the picture; None if they can.
+
+    One that only reaches outside is hidden as far as it can be. But it may be a face that the file
+    has in a wrong place, so no face may stay clear because of its missing box.
+    """
+    size = receipt.width, receipt.height
+    for area in added:
+        named, box = ",".join(map(str, area)), _bounds(area)
+        if box[0] >= receipt.width or box[1] >= receipt.height:
+            return f"the area {named} is outside of the picture"
+        if removed and not misread.fits(box, size):
+            return (
+                f"the area {named} leaves the picture, which has {size[0]} × {size[1]} pixels, so "
+                "no face whose box is missing is shown: cut the area at the edge"
+            )
+    return None
 
 
 def _differences(
@@ -219,20 +289,106 @@ def _differences(
 ) -> tuple[tuple[Area, ...], tuple[Area, ...]]:
     """Return the areas to hide in addition, and those in which faces stay clear.
 
-    The latter are the boxes that only the receipt has. The former are the corrected boxes that are
-    not hidden already, or that one of the latter would exempt.
+    The former are the shapes of `picture` that are not hidden already as objects of their label, or
+    that one of the latter would exempt. The latter are the boxes that only the receipt has. A box
+    that was corrected is none of them: all of it stays hidden, and the corrected box is hidden too.
     """
-    hidden = [tuple(face["box_xyxy"]) for face in receipt.faces]
-    known = set(receipt.asked.extra)
-    shown = [shape.box_xyxy for shape in picture.shapes]
-    removed = [box for box in hidden if not has_same(box, shown)]
-    staying = [box for box in hidden if not _is_exempted(box, removed)]
+    hidden = [_box_of(face) for face in receipt.faces]
+    shown = [_plain(shape.area) for shape in picture.shapes]
+    missing = _without_same(hidden, shown)
+    known = [_plain(area) for area in receipt.asked.extra]
+    corrected = _counterparts(missing, _without_same(shown, [*hidden, *known]))
+    removed = [box for box in missing if box not in corrected]
+    staying: dict[str, list[Area]] = {}
+    for box, label in zip(hidden, receipt.labels, strict=True):
+        if not _is_exempted(box, removed):
+            staying.setdefault(_compared(label), []).append(box)
+    hidden_by_label = {label: _Same([*boxes, *known]) for label, boxes in staying.items()}
+    hidden_with_any = _Same(known)
     added = [
         shape.area
-        for shape in picture.shapes
-        if shape.area not in known and not has_same(shape.box_xyxy, staying)
+        for shape, area in zip(picture.shapes, shown, strict=True)
+        if not hidden_by_label.get(_compared(shape.label), hidden_with_any).has(area)
     ]
+    added += [box for box in missing if box in corrected and _is_exempted(box, removed)]
     return tuple(added), tuple(removed)
+
+
+def _counterparts(missing: Sequence[Area], new: Sequence[Area]) -> set[Area]:
+    """Return the boxes `missing` that a shape of `new` corrects: one that shares a part with it.
+
+    A shape corrects a single box: of several, the one that is most like it.
+    """
+    pairs = []
+    for box in missing:
+        for number, area in enumerate(new):
+            if likeness := iou(box, _bounds(area)):
+                pairs.append((likeness, box, number))
+    corrected: set[Area] = set()
+    used: set[int] = set()
+    for _, box, number in sorted(pairs, reverse=True):
+        if box not in corrected and number not in used:
+            corrected.add(box)
+            used.add(number)
+    return corrected
+
+
+class _Same:
+    """Areas among which another one is searched that is the same but for TOLERANCE."""
+
+    def __init__(self, areas: Iterable[Sequence[float]]) -> None:
+        self._areas = {tuple(area) for area in areas}
+        self._by_x = sorted(self._areas)
+
+    def has(self, area: Sequence[float]) -> bool:
+        """Return whether `area` is one of them."""
+        if tuple(area) in self._areas:
+            return True
+        first = bisect_left(self._by_x, (area[0] - TOLERANCE,))
+        last = bisect_left(self._by_x, (area[0] + TOLERANCE, inf))
+        return any(_is_same(area, one) for one in self._by_x[first:last])
+
+
+def _without_same(areas: Sequence[Area], others: Iterable[Sequence[float]]) -> list[Area]:
+    """Return those of `areas` that are none of `others`."""
+    same = _Same(others)
+    return [area for area in areas if not same.has(area)]
+
+
+def _is_same(one: Sequence[float], other: Sequence[float]) -> bool:
+    if len(one) != len(other):
+        return False
+    if any(abs(a - b) > TOLERANCE for a, b in zip(one, other, strict=True)):
+        return False
+    return iou(_bounds(one), _bounds(other)) >= SAME_FACE_IOU
+
+
+def _boxes_of(areas: Sequence[Area]) -> list[Area]:
+    """Return those of `areas` that are boxes."""
+    return [box for area in areas if len(box := _plain(area)) == 4]
+
+
+def _plain(area: Area) -> Area:
+    """Return `area`, and the box for a polygon with the corners of a box."""
+    x1, y1, x2, y2 = box = Shape(area).box_xyxy
+    points = set(zip(area[::2], area[1::2], strict=True))
+    return box if points == {(x1, y1), (x2, y1), (x2, y2), (x1, y2)} else area
+
+
+def _bounds(area: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the box around `area`."""
+    xs, ys = area[::2], area[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _box_of(face: Face) -> Area:
+    return tuple(face["box_xyxy"])
+
+
+def _compared(label: str) -> str:
+    """Return `label` as labels of receipts and of files are compared."""
+    text = annotations.clean(label).strip()
+    return FACE if text.upper() == FACE else text
 
 
 def _is_exempted(box: Sequence[int], areas: Sequence[Sequence[int]]) -> bool:
@@ -259,6 +415,24 @@ def common_area(one: Sequence[float], other: Sequence[float]) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0, width) * max(0, height)
+
+
+def placed(pictures: Sequence[AnnotatedPicture], address: str) -> list[AnnotatedPicture]:
+    """Return `pictures`, in which names that are no addresses are those of outputs at `address`.
+
+    Raises InvalidRequest if `address` is none, or all names are addresses.
+    """
+    place = PrefixUri.parse(address)
+    if all(_is_address(picture.name) for picture in pictures):
+        raise InvalidRequest("--outputs has no effect: all names are addresses")
+    return [
+        picture if _is_address(name := picture.name) else replace(picture, name=f"{place}{name}")
+        for picture in pictures
+    ]
+
+
+def _is_address(name: str) -> bool:
+    return "://" in name
 
 
 def require_pictures(pictures: Sequence[AnnotatedPicture]) -> None:

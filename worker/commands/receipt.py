@@ -93,6 +93,13 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="File instead of the output.")
 ]
 BoxFile = Annotated[Path, typer.Argument(metavar="FILE", help="COCO, CVAT or JSON lines.")]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3://OUTPUT/PREFIX",
+        help="Where the outputs are whose names in the file are no addresses.",
+    ),
+]
 ImportDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only print what would be requested.")
 ]
@@ -196,6 +203,7 @@ def export(
 @app.command("import", has_summary=True)
 def import_boxes(
     file: BoxFile,
+    outputs: Outputs = None,
     dry_run: ImportDryRun = False,
     queue: Queue = "uploads",
     as_json: Json = False,
@@ -203,8 +211,9 @@ def import_boxes(
     """Request pictures again as their corrected boxes say.
 
     The file is one that `export` wrote, or in one of its formats, corrected with an annotation
-    tool. A new box or polygon becomes an extra area. A face whose box is missing in a picture of
-    the file stays clear. Exit with 1 if a picture can't be requested.
+    tool. A new or changed shape becomes an extra area. A face whose box is missing in a picture of
+    the file stays clear, unless a new shape shares a part with it. Exit with 1 if a picture can't
+    be requested.
 
     Example: veil receipt import boxes.xml --dry-run
     """
@@ -212,6 +221,8 @@ def import_boxes(
 
     pictures = annotations.read(file)
     boxes.require_pictures(pictures)
+    if outputs is not None:
+        pictures = boxes.placed(pictures, outputs)
     counts = Counter(picture.name for picture in pictures)
     settings = WorkerSettings.load()
     routes, keys = settings.parsed_routes(), settings.receipt_keys()

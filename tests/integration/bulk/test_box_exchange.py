@@ -152,7 +152,7 @@ def test_no_face_of_another_version_of_the_source_is_shown(
 
 def test_a_new_box_is_hidden_and_a_removed_one_stays_clear(archive, receipt, unattended, tmp_path):
     path = tmp_path / "boxes.jsonl"
-    polygon = [0, 0, 2, 0, 2, 2]
+    polygon = [1, 0, 3, 0, 3, 2]
     shapes = [{"area": [1, 1, 3, 2]}, {"area": polygon}]
     path.write_text(json.dumps({"name": "s3://clean/boxes/a.jpg", "shapes": shapes}))
     rehearsed = receipt("import", path, "--dry-run", "--json")
@@ -197,11 +197,48 @@ def test_boxes_that_fit_no_output_are_refused(archive, receipt, unattended, tmp_
     done = receipt("import", path)
     assert done.returncode == 1
     assert "the area 5,0,6,1 is outside of the picture" in done.stderr
+    assert "a.jpg: the name is no address, as names of exports are: say with --outputs" in (
+        done.stderr
+    )
     assert "these are marks of a sample" in done.stderr
     assert "0 enqueued, 0 unchanged, 7 refused" in done.stderr
     assert unattended.client.llen("uploads") == 0
     path.write_text("")
     assert receipt("import", path).returncode == 2
+
+
+def test_names_that_are_no_addresses_are_those_of_the_stated_place(archive, receipt, tmp_path):
+    path = tmp_path / "boxes.jsonl"
+    lines = [
+        {"name": "a.jpg", "shapes": [{"area": [0, 0, 3, 1]}]},
+        {"name": "none.jpg", "shapes": []},
+        {"name": "../boxes/a.jpg", "shapes": []},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = receipt("import", path, "--outputs", "s3://clean/boxes", "--dry-run")
+    assert done.stdout.strip() == "s3://clean/boxes/a.jpg  --extra 0,0,3,1"
+    assert "1 would be enqueued, 0 unchanged, 2 refused" in done.stderr
+
+    path.write_text(json.dumps({"name": "s3://clean/boxes/a.jpg", "shapes": [{"area": BOX}]}))
+    done = receipt("import", path, "--outputs", "s3://clean/boxes", "--dry-run")
+    assert done.returncode == 2
+    assert "all names are addresses" in done.stderr
+
+
+def test_a_changed_box_or_label_is_hidden_and_no_face_becomes_clear(archive, receipt, tmp_path):
+    path = tmp_path / "boxes.json"
+    receipt("export", "s3://clean/boxes", "--format", "coco", "-o", path)
+    coco = json.loads(path.read_text())
+    larger, relabelled = coco["annotations"][:2]
+    larger["bbox"] = [0, 0, 3, 1]
+    relabelled["category_id"] = 4
+    path.write_text(json.dumps(coco))
+    done = receipt("import", path, "--dry-run")
+    assert done.stdout.splitlines() == [
+        "s3://clean/boxes/a.jpg  --extra 0,0,3,1",
+        "s3://clean/boxes/b & c.jpg  --extra 0,0,1,1",
+    ]
+    assert "2 would be enqueued, 2 unchanged, 0 refused" in done.stderr
 
 
 def test_a_place_without_receipts_is_a_failure(receipt):

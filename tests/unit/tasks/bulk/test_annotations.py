@@ -129,3 +129,71 @@ def test_a_damaged_file_is_refused_on_one_line(content, tmp_path):
         read(path)
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+def coco(boxes, **changes):
+    """Return COCO with one picture of 640 x 480 pixels."""
+    image = {"id": 1, "file_name": "s3://clean/a.jpg", "width": 640, "height": 480}
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]
+    whole = {"images": [image], "annotations": annotations, "categories": []}
+    return json.dumps({**whole, **changes})
+
+
+def jsonl(area):
+    return json.dumps({"name": "s3://clean/a.jpg", "shapes": [{"area": area}]})
+
+
+def cvat(attributes):
+    return f'<annotations><image name="s3://clean/a.jpg"><box {attributes}/></image></annotations>'
+
+
+CORNERS = [[400, 100, 492, 224], [300, 200, 380, 300], [500, 300, 580, 400]]
+FRACTIONS = "looks like fractions of the picture: give pixels"
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (coco(CORNERS), "boxes look like x1 y1 x2 y2; COCO wants x y width height"),
+        (
+            coco([[0.4, 0.3, 0.2, 0.2]]),
+            f"'s3://clean/a.jpg': the area 0.4, 0.3, 0.6, 0.5 {FRACTIONS}",
+        ),
+        (
+            jsonl([0.1, 0.1, 0.9, 0.9]),
+            f"'s3://clean/a.jpg': the area 0.1, 0.1, 0.9, 0.9 {FRACTIONS}",
+        ),
+        (cvat('xtl="0.1" ytl="0.2" xbr="0.9" ybr="0.6"'), FRACTIONS),
+        (coco([[1, 2, 0.2, 30]]), "'s3://clean/a.jpg': 1, 2, 1.2, 32 is no area of the picture"),
+        (coco([[1, 2, 3]]), "'s3://clean/a.jpg': the bbox [1, 2, 3] has not four numbers"),
+        (coco([[1, 2, "3", 4]]), "'s3://clean/a.jpg': a part of it is of another type"),
+        (coco([[1, 2, float("inf"), 4]]), "'s3://clean/a.jpg': a coordinate is no number"),
+        (jsonl([300, 200, 80, 100]), "'s3://clean/a.jpg': 300, 200, 80, 100 is no area"),
+        (coco([], annotations=[{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "no image has the id 2"),
+        (coco([], images=[{"id": 1, "file_name": "a"}] * 2), "'a': two images have the id 1"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]', "results of a detector"),
+        ('{"annotations": []}', "COCO without images"),
+        ('{"name": "a"}', "'a': it has no 'shapes'"),
+        ("5", "line 1 is no JSON object"),
+    ],
+)
+def test_the_cause_is_named_with_its_picture(content, cause, tmp_path):
+    path = tmp_path / "boxes"
+    path.write_text(content)
+    with pytest.raises(DatasetInvalid) as refused:
+        read(path)
+    assert cause in str(refused.value)
+    assert "Error" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[600, 100, 80, 90]],
+        [[600, 100, 80, 90], [590, 300, 90, 90], *([10 * n, 9, 30, 40] for n in range(20))],
+    ],
+)
+def test_a_few_boxes_that_reach_outside_are_read(boxes, tmp_path):
+    path = tmp_path / "boxes"
+    path.write_text(coco(boxes))
+    assert len(read(path)[0].shapes) == len(boxes)
