@@ -1,6 +1,7 @@
 """Growing pauses between tries to reach a server, and one line at each end of an outage."""
 
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +17,7 @@ LONGEST_PAUSE_SECONDS = 15.0
 MAX_DOUBLINGS = 32  # keeps the power within the range of a float
 TRIES = 6  # of a call while the store is unavailable, so that a long command outlives a disturbance
 FIRST_TRY_SECONDS, LONGEST_TRY_SECONDS = 0.5, 10.0  # pauses between these tries
+NUMBER = re.compile(r"\d+")
 
 log = structlog.get_logger("veil")
 
@@ -44,20 +46,37 @@ def patiently(call: Callable[[], Result]) -> Result:
 class Backoff:
     """The tries to reach one server, which may be unavailable."""
 
-    def __init__(self, server: str, longest_pause: float = LONGEST_PAUSE_SECONDS) -> None:
-        self._server = server
+    def __init__(
+        self,
+        server: str,
+        longest_pause: float = LONGEST_PAUSE_SECONDS,
+        place: str | None = None,
+    ) -> None:
+        """Log outages as those of `server`, and of `place` there, if it is given."""
+        self._names = {"server": server} if place is None else {"server": server, "place": place}
         self._longest_pause = longest_pause
         self._failures = 0
         self._began = 0.0
+        self._reported = ""  # the outage that was reported last
+
+    @property
+    def is_away(self) -> bool:
+        """True if the last try has failed."""
+        return self._failures > 0
 
     def failed(self, error: VeilError) -> float:
         """Record a failed try, and return the pause in seconds before the next one.
 
-        The pause doubles with each failed try, and includes jitter. The first failed try is logged.
+        The pause doubles with each failed try, and includes jitter. The first failed try is logged,
+        and each later one with another error.
         """
+        reported = _without_numbers(error)
         if not self._failures:
             self._began = time.monotonic()
             self.report_outage(error)
+        elif reported != self._reported:
+            self.report_change(error)
+        self._reported = reported
         longest = ceiling(self._failures, FIRST_PAUSE_SECONDS, self._longest_pause)
         self._failures += 1
         return random.uniform(longest / 2, longest)
@@ -69,10 +88,18 @@ class Backoff:
             self._failures = 0
 
     def report_outage(self, error: VeilError) -> None:
-        log.error("away", server=self._server, **log_fields(error))
+        log.error("away", **self._names, **log_fields(error))
+
+    def report_change(self, error: VeilError) -> None:
+        log.error("still away", **self._names, **log_fields(error))
 
     def report_recovery(self, seconds: float) -> None:
-        log.info("back", server=self._server, seconds=round(seconds, 1))
+        log.info("back", **self._names, seconds=round(seconds, 1))
+
+
+def _without_numbers(error: VeilError) -> str:
+    """Return the class and the message of `error`, without numbers that change with each try."""
+    return f"{type(error).__name__}: {NUMBER.sub('', str(error))}"
 
 
 class ReportingBackoff(Backoff):
@@ -85,6 +112,9 @@ class ReportingBackoff(Backoff):
 
     def report_outage(self, error: VeilError) -> None:
         self._tell(f"{type(error).__name__}: {error}; waiting")
+
+    def report_change(self, error: VeilError) -> None:
+        """Report nothing: whoever looks on knows that the command waits."""
 
     def report_recovery(self, seconds: float) -> None:
         self._tell(f"goes on after {seconds:.1f} s")

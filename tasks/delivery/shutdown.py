@@ -1,10 +1,12 @@
 """Shutdown of a worker: finish the pictures at work in a grace period, and give back all others.
 
-The exit code after a signal is 0, unless pictures at work were not finished.
+The exit code after a signal is 0, unless pictures at work were not finished. It is 2 if Redis
+refuses a right that the worker needs, because another start would fail in the same way.
 """
 
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -14,8 +16,11 @@ from celery.signals import worker_shutdown
 from celery.worker import state
 
 from ..early_stop import STOPPED
+from ..redis.errors import lacks_right, queue_unavailable, tried
+from ..settings import Settings
 from . import in_hand
 from .leases import Leases
+from .steps import UNUSABLE, print_refusal
 from .transport import Transport
 
 EXIT_CUT_OFF = 1  # a picture at work was not finished; its message is back on the queue
@@ -95,5 +100,10 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._leases.close()
         if self._begun.is_set():
             self._log_stopping()
+        error = sys.exc_info()[1]  # that Celery is handling: it ends the worker
+        if error is not None and lacks_right(error):
+            reason = str(queue_unavailable(error))
+            print_refusal(reason + tried(reason, Settings.load().redis_server()))
+            sender.exitcode = UNUSABLE
         if not sender.exitcode:
             log.info(STOPPED)

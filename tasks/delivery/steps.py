@@ -54,8 +54,13 @@ def check_redis(app: Any) -> None:
         _refuse(f"{type(error).__name__}: {error}")
 
 
-def _refuse(reason: str) -> NoReturn:
+def print_refusal(reason: str) -> None:
+    """Print why the worker can't be used, in the form of the ``veil`` command's errors."""
     print(f"veil: {reason}", file=sys.stderr, flush=True)
+
+
+def _refuse(reason: str) -> NoReturn:
+    print_refusal(reason)
     sys.exit(UNUSABLE)
 
 

@@ -11,9 +11,10 @@ from .. import tls_errors
 from ..errors import SettingsInvalid
 from ..messages import UPLOADS
 from ..settings import Settings
-from .errors import IS_CLUSTER, queue_unavailable, refusal, tried
+from .errors import IS_CLUSTER, key_refusal, queue_unavailable, refusal, tried
 
 START_SECONDS = 5.0  # for Redis to answer when a worker or a trigger starts
+NO_LIST = "veil:no-list"  # a key that never exists
 
 
 def impatient_client(app: Celery, seconds: float) -> Any:
@@ -26,20 +27,29 @@ def impatient_client(app: Celery, seconds: float) -> Any:
     return app.backend._create_client(**{**app.backend.connparams, **limits})
 
 
+def try_writing(redis: Any) -> None:
+    """Raise an error of redis-py if Redis does not answer, or takes no writes, as a full one.
+
+    Redis refuses this command then, and otherwise does nothing.
+    """
+    redis.lpushx(NO_LIST, "")
+
+
 def check_accepted(app: Celery) -> None:
-    """Raise SettingsInvalid if Redis refuses the password or the database, or is a cluster.
+    """Raise SettingsInvalid if Redis refuses the password, the database or keys, or is a cluster.
 
     Another start would fail in the same way. A Redis that can't be reached is no error here,
     because workers and triggers wait for it.
     """
+    settings = Settings.load()
     try:
         client = impatient_client(app, START_SECONDS)
         client.llen(UPLOADS)  # A sentinel has no such command, and answers PING.
         reason = IS_CLUSTER if _is_cluster(client) else None
     except (RedisError, OSError) as error:
-        reason = refusal(error)
+        reason = refusal(error) or key_refusal(error, f"{settings.redis_prefix}{UPLOADS}")
     if reason:
-        raise SettingsInvalid(reason + tried(reason, Settings.load().redis_server()))
+        raise SettingsInvalid(reason + tried(reason, settings.redis_server()))
 
 
 def refuse_unusable(app: Celery) -> None:

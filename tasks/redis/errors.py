@@ -11,6 +11,7 @@ from redis.exceptions import (
     ClusterCrossSlotError,
     ClusterDownError,
     MasterDownError,
+    NoPermissionError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -33,6 +34,11 @@ IS_CLUSTER = (
     "Redis runs in cluster mode, which Veil's queue can't use, because its scripts need all keys "
     "in one place: give VEIL_REDIS_URL a Redis without cluster mode"
 )
+ASK_FOR_RIGHT = (
+    "give the user in VEIL_REDIS_URL this right, or set VEIL_REDIS_PREFIX to the beginning of the "
+    "keys and channels that it may use"
+)
+COMMAND_REFUSED = "permissions to run"  # in the answer to a command that the user may not use
 AT = "Redis at "  # begins a message that names the server
 # A server with TLS closes the connection of a client without it.
 CLOSED = ("closed by server", "reset by peer", "Broken pipe")
@@ -61,6 +67,8 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
             "Redis takes no messages, because too few replicas are connected "
             "(min-replicas-to-write): it continues when they are back"
         )
+    if isinstance(root, NoPermissionError):
+        return QueueUnavailable(f"Redis refuses a command: {root!s:.200}: {ASK_FOR_RIGHT}")
     if isinstance(root, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
     # The text of these two errors says what failed, and names at most the host and the port.
@@ -74,6 +82,18 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
 def refusal(error: BaseException) -> str | None:
     """Return why Redis refuses every client with these settings, or None for another error."""
     return _refusal(list(causes(error)))
+
+
+def lacks_right(error: BaseException) -> bool:
+    """Return whether Redis refuses a command, a key or a channel to its user."""
+    return any(isinstance(cause, NoPermissionError) for cause in causes(error))
+
+
+def key_refusal(error: BaseException, key: str) -> str | None:
+    """Return why Redis refuses the `key` to its user, or None for another error."""
+    if not lacks_right(error) or COMMAND_REFUSED in str(error):
+        return None
+    return f"Redis refuses the key {key!r:.200} to this user: {ASK_FOR_RIGHT}"
 
 
 def tried(message: str, servers: str) -> str:

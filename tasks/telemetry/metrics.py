@@ -28,13 +28,27 @@ from ..errors import Permanent, SettingsInvalid, Transient, VeilError
 from ..messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from ..notifications import outbox
 from ..records import dead_letters, queues, review
-from ..redis.clients import impatient_client
+from ..redis.clients import impatient_client, try_writing
 from ..settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
 Source = Literal["sqs", "http", "poll"]
 EventResult = Literal["queued", "ignored", "refused", "malformed"]
+# The reasons for which the webhook refuses a request: docs/monitoring.md has their meaning.
+RefusalReason = Literal[
+    "redis",
+    "overload",
+    "stopping",
+    "token",
+    "route",
+    "malformed",
+    "size",
+    "method",
+    "key_reused",
+    "unknown",
+    "bug",
+]
 DEAD = "dead"
 OUTCOMES = ("anonymized", "skipped", "held", DEAD)
 BUG = "bug"  # the label `error` of every exception that is not a VeilError
@@ -116,6 +130,12 @@ EVENTS = Counter(
     "veil_upload_events",
     "Events that the trigger received, by result.",
     ["source", "result"],
+    registry=REGISTRY,
+)
+REFUSED_REQUESTS = Counter(
+    "veil_webhook_refused",
+    "Requests that the webhook refused, by reason.",
+    ["reason"],
     registry=REGISTRY,
 )
 
@@ -205,6 +225,17 @@ def count_events(source: Source, result: EventResult, number: int = 1) -> None:
     EVENTS.labels(source, result).inc(number)
 
 
+def initialize_refusals() -> None:
+    """Set the series of the requests that the webhook refuses to 0."""
+    for reason in get_args(RefusalReason):
+        REFUSED_REQUESTS.labels(reason)
+
+
+def count_refused_request(reason: RefusalReason) -> None:
+    """Count a request that the webhook refused."""
+    REFUSED_REQUESTS.labels(reason).inc()
+
+
 def set_source_up(source: Source, is_up: bool) -> None:
     """Show whether the trigger can read its `source` of events."""
     SOURCE_UP.labels(source).set(is_up)
@@ -217,7 +248,8 @@ def _name(error: Exception) -> str:
 class QueueCollector(Collector):
     """The queues at the time of a scrape.
 
-    If Redis does not answer, the only sample is ``veil_queue_up`` with the value 0.
+    If Redis does not answer, the only sample is ``veil_queue_up`` with the value 0. A Redis that
+    answers and takes no messages, such as a full one, has the other samples too.
     """
 
     def __init__(self, redis: Any) -> None:
@@ -229,9 +261,18 @@ class QueueCollector(Collector):
         except (RedisError, OSError):
             families = []
         yield GaugeMetricFamily(
-            "veil_queue_up", "1 if Redis answered this scrape, else 0.", value=bool(families)
+            "veil_queue_up",
+            "1 if Redis answered this scrape and takes messages, else 0.",
+            value=bool(families) and self._takes_messages(),
         )
         yield from families
+
+    def _takes_messages(self) -> bool:
+        try:
+            try_writing(self._redis)
+        except (RedisError, OSError):
+            return False
+        return True
 
     def _read(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("veil_queue_messages", "Waiting messages.", labels=["queue"])

@@ -194,7 +194,7 @@ class PicturesHandler(_PicturesHandler):
         except KeyReused as error:
             self.refuse(422, str(error))
         except QueueUnavailable as error:
-            self.refuse(503, str(error))
+            self.refuse_for_now(error)
         else:
             self.set_status(202)
             self.set_header("Location", f"/v1/pictures/{task_id}")
@@ -213,7 +213,7 @@ class PictureHandler(_PicturesHandler):
         try:
             found = await self.pictures.find(task_id)
         except QueueUnavailable as error:
-            self.refuse(503, str(error))
+            self.refuse_for_now(error)
             return
         if found is None:
             self.refuse(

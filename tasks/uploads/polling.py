@@ -22,7 +22,7 @@ from ..addresses import PrefixUri
 from ..backoff import Backoff
 from ..errors import Permanent, QueueUnavailable, VeilError
 from ..messages import BACKFILL, UPLOADS
-from ..publishing import FULL_QUEUE_SECONDS, Wanted, wait_for_room
+from ..publishing import Wanted, wait_for_room
 from ..redis.errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
 from ..telemetry import metrics
@@ -116,63 +116,59 @@ class PollingSource:
         self._overlap = overlap
         # Stores date objects in whole seconds.
         self._since = None if since is None else float(math.floor(since))
-        self._backoffs: dict[PrefixUri, Backoff] = {}
-        self._failing: set[PrefixUri] = set()  # prefixes whose last try has failed
+        self._redis_backoff = Backoff("redis")
+        self._redis_pause_ends = 0.0
+        self._backoffs = {
+            prefix: Backoff("s3", place=str(prefix)) for prefix in trigger.filter.prefixes
+        }
+        self._errors: dict[PrefixUri, VeilError] = {}  # of prefixes whose last try has failed
         self._waiting: set[PrefixUri] = set()  # prefixes for whose objects there is no room
-        self._listed: set[PrefixUri] = set()  # prefixes that this process has listed to the end
+        self._has_listed = False
         metrics.set_source_up("poll", True)
 
     def run(self, stop: Stop) -> None:
         """Poll until `stop` is requested.
 
-        Raises a Permanent error, such as ObjectNotFound for a missing bucket, if it ends the first
-        listing of a prefix. All other errors are retried.
+        All errors are retried, and a prefix that can't be listed keeps no other from it. But if
+        none has been listed, and each of them fails with a Permanent error, such as ObjectNotFound
+        for a missing bucket, one of these errors is raised.
         """
-        prefixes = self._trigger.filter.prefixes
-        due: Sequence[PrefixUri] = ()
-        next_round = time.monotonic()
+        due = dict.fromkeys(self._trigger.filter.prefixes, time.monotonic())
         while not stop.requested:
-            if time.monotonic() >= next_round:
-                due, next_round = prefixes, time.monotonic() + self._interval
+            prefix = min(due, key=due.__getitem__)
+            pause = max(due[prefix], self._redis_pause_ends) - time.monotonic()
+            if pause > 0 and stop.wait(pause):
+                return
+            others = [at for other, at in due.items() if other != prefix]
             # A first listing that has to wait for room may take days. Others go on meanwhile.
-            until = next_round if len(prefixes) > 1 else math.inf
-            due, pause = self._poll_each(due, stop, until)
-            stop.wait(max(0.0, min(pause, next_round - time.monotonic())))
+            due[prefix] = self._poll_or_pause(prefix, stop, min(others, default=math.inf))
 
-    def _poll_each(
-        self, prefixes: Sequence[PrefixUri], stop: Stop, until: float
-    ) -> tuple[list[PrefixUri], float]:
-        """Poll `prefixes`; return those that are to be polled again, and in how many seconds.
+    def _poll_or_pause(self, prefix: PrefixUri, stop: Stop, until: float) -> float:
+        """Poll `prefix`, and return the time (time.monotonic()) at which it is due again."""
+        begun = time.monotonic()
+        try:
+            has_ended = self.poll(prefix, stop, until)
+        except VeilError as error:
+            self._errors[prefix] = error
+            metrics.set_source_up("poll", False)
+            if self._is_unusable():
+                raise
+            if not isinstance(error, QueueUnavailable):
+                return time.monotonic() + self._backoffs[prefix].failed(error)
+            self._redis_pause_ends = time.monotonic() + self._redis_backoff.failed(error)
+            return self._redis_pause_ends
+        self._has_listed = True
+        self._errors.pop(prefix, None)
+        self._backoffs[prefix].succeeded()
+        self._redis_backoff.succeeded()
+        metrics.set_source_up("poll", not self._errors)
+        return begun + self._interval if has_ended else time.monotonic()
 
-        A prefix that can't be listed does not keep the others from it.
-        """
-        again: list[PrefixUri] = []
-        pauses: list[float] = []
-        is_without_redis = False
-        for prefix in prefixes:
-            if stop.requested or is_without_redis:
-                again.append(prefix)
-                continue
-            backoff = self._backoffs.setdefault(prefix, Backoff("s3 or redis"))
-            try:
-                if self.poll(prefix, stop, until):
-                    self._listed.add(prefix)
-                else:
-                    again.append(prefix)
-            except VeilError as error:
-                if isinstance(error, Permanent) and prefix not in self._listed:
-                    raise
-                pauses.append(backoff.failed(error))
-                self._failing.add(prefix)
-                again.append(prefix)
-                is_without_redis = isinstance(error, QueueUnavailable)
-            else:
-                backoff.succeeded()
-                self._failing.discard(prefix)
-            metrics.set_source_up("poll", not self._failing)
-        if not again:
-            return [], math.inf
-        return again, max(pauses, default=FULL_QUEUE_SECONDS)
+    def _is_unusable(self) -> bool:
+        """Return whether no prefix has been listed, and none can be before somebody acts."""
+        if self._has_listed or len(self._errors) < len(self._backoffs):
+            return False
+        return all(isinstance(error, Permanent) for error in self._errors.values())
 
     def poll(self, prefix: PrefixUri, stop: Stop, until: float = math.inf) -> bool:
         """List `prefix` and put new objects on the queue; continue an interrupted listing.

@@ -5,7 +5,7 @@ import hmac
 import json
 import resource
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -22,7 +22,10 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 from ..backoff import Backoff
 from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid
 from ..publishing import Wanted
+from ..redis.clients import try_writing
 from ..redis.errors import connected
+from ..telemetry import metrics
+from ..telemetry.metrics import RefusalReason
 from .trigger import Trigger
 
 MAX_BODY_BYTES = 1 << 20
@@ -40,11 +43,22 @@ MAX_WAITING_REQUESTS = 600
 MAX_BATCH_SIZE = 1000  # pictures in one transaction, unless one request alone has more
 MAX_PAUSE_SECONDS = 2.0  # between tries of Redis
 RETRY_AFTER_SECONDS = 5  # sent with 503
-PING_SECONDS = 3  # for Redis to answer a health check
+CHECK_SECONDS = 3  # for Redis to answer a health check
 SHUTDOWN_SECONDS = 5  # for requests in progress after a signal to stop, however long they may wait
 ANSWER_SECONDS = 0.1  # to send the last answers before the server closes its connections
 
 SHUTTING_DOWN = "the trigger is shutting down"
+# The reason for an answer with this status. That of 503 depends on the error.
+REFUSALS: Mapping[int, RefusalReason] = {
+    400: "malformed",
+    401: "token",
+    403: "route",
+    404: "unknown",
+    405: "method",
+    413: "size",
+    422: "key_reused",
+    500: "bug",
+}
 
 log = structlog.get_logger("veil")
 
@@ -52,11 +66,20 @@ MoreHandlers = Callable[["Intake", str], Sequence[tuple[Any, ...]]]
 """Returns the handlers of further paths, for the intake and the token."""
 
 
+class TooManyWaiting(QueueUnavailable):
+    """Too many requests wait for Redis."""
+
+
+class ShuttingDown(QueueUnavailable):
+    """The trigger takes no more requests."""
+
+
 class Intake:
     """Publishes the pictures of all waiting requests together, in a thread of its own."""
 
-    def __init__(self, trigger: Trigger, hold_seconds: float) -> None:
+    def __init__(self, trigger: Trigger, redis: Any, hold_seconds: float) -> None:
         self.trigger = trigger
+        self._redis = redis
         self.requests_in_progress = 0
         self._hold_seconds = hold_seconds
         self._waiting: dict[asyncio.Future[None], Sequence[Wanted]] = {}
@@ -72,9 +95,9 @@ class Intake:
         wait for it, or after `end`.
         """
         if self._has_ended:
-            raise QueueUnavailable(SHUTTING_DOWN)
+            raise ShuttingDown(SHUTTING_DOWN)
         if len(self._waiting) >= MAX_WAITING_REQUESTS:
-            raise QueueUnavailable("too many requests are waiting for Redis")
+            raise TooManyWaiting("too many requests are waiting for Redis")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[done] = pictures
         self._arrived.set()
@@ -86,24 +109,33 @@ class Intake:
             self._waiting.pop(done, None)
 
     async def run(self) -> None:
-        """Publish waiting requests until this task is cancelled."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while batch := self._batch():
-                try:
-                    await self._publish(batch)
-                except QueueUnavailable as error:
-                    await asyncio.sleep(self._backoff.failed(error))
-                else:
-                    self._backoff.succeeded()
+        """Publish waiting requests until this task is cancelled.
 
-    async def check_redis(self, redis: Any) -> None:
-        """Log an outage of Redis at the start, when no request may come for hours."""
+        Redis is tried at the start, when no request may come for hours, and also without requests
+        as long as it is away. The end of an outage is therefore logged soon.
+        """
+        pause = await self._try(self._check_redis())
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), pause)
+            self._arrived.clear()
+            if not self._waiting:
+                pause = await self._try(self._check_redis())
+            while batch := self._batch():
+                pause = await self._try(self._publish(batch))
+                await asyncio.sleep(pause or 0)
+
+    async def _try(self, trying: Awaitable[None]) -> float | None:
+        """Wait for `trying`; return the pause before the next try if Redis can't be used."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _ping, redis)
+            await trying
         except QueueUnavailable as error:
-            self._backoff.failed(error)
+            return self._backoff.failed(error)
+        self._backoff.succeeded()
+        return None
+
+    async def _check_redis(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, _check, self._redis)
 
     async def end(self) -> None:
         """Wait up to SHUTDOWN_SECONDS for requests in progress, then answer the others 503.
@@ -116,7 +148,7 @@ class Intake:
         self._has_ended = True
         for done in self._waiting:
             if not done.done():
-                done.set_exception(QueueUnavailable(SHUTTING_DOWN))
+                done.set_exception(ShuttingDown(SHUTTING_DOWN))
         await asyncio.sleep(ANSWER_SECONDS)
 
     async def _publish(self, batch: dict[asyncio.Future[None], Sequence[Wanted]]) -> None:
@@ -141,31 +173,31 @@ class Intake:
         return batch
 
 
-def _ping(redis: Any) -> None:
-    """Raise QueueUnavailable if Redis does not answer."""
+def _check(redis: Any) -> None:
+    """Raise QueueUnavailable if Redis does not answer, or takes no messages."""
     with connected():
-        redis.ping()
+        try_writing(redis)
 
 
 class Health:
-    """The health check: simultaneous checks share one ping of Redis."""
+    """The health check: simultaneous checks share one question to Redis."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
-        self._ping: asyncio.Future[bool] | None = None
+        self._asked: asyncio.Future[bool] | None = None
 
     async def check(self) -> bool:
-        """Return whether Redis answers within PING_SECONDS."""
-        if self._ping is None or self._ping.done():
-            self._ping = asyncio.get_running_loop().run_in_executor(None, self._answers)
+        """Return whether Redis answers within CHECK_SECONDS, and takes messages."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.get_running_loop().run_in_executor(None, self._takes_messages)
         try:
-            return await asyncio.wait_for(asyncio.shield(self._ping), PING_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._asked), CHECK_SECONDS)
         except TimeoutError:
             return False
 
-    def _answers(self) -> bool:
+    def _takes_messages(self) -> bool:
         try:
-            _ping(self._redis)
+            _check(self._redis)
         except QueueUnavailable:
             return False
         return True
@@ -298,7 +330,7 @@ class Handler(RequestHandler):
 
 
 class HealthHandler(Handler):
-    """``GET /healthz``, without a token: the answer only says whether Redis answers."""
+    """``GET /healthz``, without a token: the answer only says if Redis takes messages."""
 
     METHODS = ("GET",)
 
@@ -313,6 +345,8 @@ class HealthHandler(Handler):
 
 class AuthorizedHandler(Handler):
     """A handler for senders with the token, which is checked before the body is read."""
+
+    reason_of_503: RefusalReason = "redis"
 
     def initialize(self, intake: Intake, token: str) -> None:
         self.intake = intake
@@ -334,12 +368,19 @@ class AuthorizedHandler(Handler):
 
     def refuse(self, status: int, message: str) -> None:
         """Answer with an error and its `message`."""
-        if status == 503:
-            self.set_header("Retry-After", str(RETRY_AFTER_SECONDS))
         self.set_status(status)
         self.finish(
             json.dumps({"status": status, "error": self._reason, "message": message}) + "\n"
         )
+
+    def refuse_for_now(self, error: QueueUnavailable) -> None:
+        """Answer 503, and when to come again."""
+        if isinstance(error, TooManyWaiting):
+            self.reason_of_503 = "overload"
+        if isinstance(error, ShuttingDown):
+            self.reason_of_503 = "stopping"
+        self.set_header("Retry-After", str(RETRY_AFTER_SECONDS))
+        self.refuse(503, str(error))
 
     def _is_authorized(self) -> bool:
         """Return whether the request has the token.
@@ -368,16 +409,24 @@ class EventsHandler(AuthorizedHandler):
             self.refuse(400, str(error))
             log.warning("malformed", message=str(error), sender=self.request.remote_ip)
         except QueueUnavailable as error:
-            self.refuse(503, str(error))
+            self.refuse_for_now(error)
         else:
             self.set_status(202)
             self.finish(json.dumps({"queued": len(pictures)}) + "\n")
 
 
-def _log_answer(handler: RequestHandler) -> None:
-    """Log a refused request, without its headers and its address, which may contain a token."""
-    if handler.get_status() in (401, 405, 413, 500):
-        log.warning("turned away", status=handler.get_status(), sender=handler.request.remote_ip)
+def _record_answer(handler: RequestHandler) -> None:
+    """Count a refused request, and log it if its sender must act or there is a bug.
+
+    The log line has neither headers nor the address, which may contain a token.
+    """
+    status = handler.get_status()
+    if status in (401, 405, 413, 500):
+        log.warning("turned away", status=status, sender=handler.request.remote_ip)
+    if isinstance(handler, AuthorizedHandler) and status == 503:
+        metrics.count_refused_request(handler.reason_of_503)
+    elif status in REFUSALS:
+        metrics.count_refused_request(REFUSALS[status])
 
 
 async def serve(
@@ -406,11 +455,11 @@ async def serve(
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    intake = Intake(trigger, hold_seconds)
+    metrics.initialize_refusals()
+    intake = Intake(trigger, redis, hold_seconds)
     server = _server(intake, Health(redis), token, more_handlers(intake, token))
     server.add_sockets(sockets)
     log.info("watching", http=f"{host}:{sockets[0].getsockname()[1]}")
-    await intake.check_redis(redis)
     publishing = asyncio.create_task(intake.run())
     stopping = asyncio.create_task(stop.wait())
     # Publishing ends by itself only because of a bug. The process must then take no more events.
@@ -434,7 +483,7 @@ def _server(
             *more_handlers,
             (r".*", EventsHandler, {"intake": intake, "token": token}),
         ],
-        log_function=_log_answer,
+        log_function=_record_answer,
         connections=connections,
     )
     server = Server(

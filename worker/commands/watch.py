@@ -86,7 +86,7 @@ Since = Annotated[
         parser=_since,
         metavar="TIME|now",
         help="With --poll: leave out objects that were modified before. It counts at the very "
-        "first listing of a source and is kept in Redis; ISO 8601, UTC unless it has a zone.",
+        "first try to list a source and is kept in Redis; ISO 8601, UTC unless it has a zone.",
     ),
 ]
 

@@ -106,6 +106,38 @@ def test_a_worker_without_a_permission_has_a_line_that_says_so_and_no_traceback(
         assert line["message"].startswith("Redis refuses a command: ")
         assert "channel" in line["message"]
         wait_until(lambda: not worker.alive, 30)
+        assert worker.server.process.returncode == 2
+        last = worker.server.log.read_text().splitlines()[-1]
+        assert last.startswith("veil: Redis refuses a command: ")
+        assert "VEIL_REDIS_PREFIX" in last
         assert "Traceback" not in worker.server.log.read_text()
     finally:
         worker.server.stop()
+
+
+@pytest.mark.parametrize("command", [("worker",), ("watch", "--http", f"{HOST}:0")])
+@pytest.mark.parametrize("prefix", ["", "team-b:"])
+def test_a_user_of_another_prefix_is_refused_at_the_start_in_one_line(
+    unattended, veil, command, prefix
+):
+    unattended.client.execute_command(
+        *f"ACL SETUSER team-a on >{PASSWORD} ~team-a:* &team-a:* +@all -@dangerous +info".split()
+    )
+    try:
+        done = veil(
+            *command,
+            environment={
+                "VEIL_REDIS_URL": f"redis://team-a@{HOST}:{unattended.redis.port}/0",
+                "VEIL_REDIS_PASSWORD": PASSWORD,
+                "VEIL_REDIS_PREFIX": prefix,
+                "VEIL_ROUTES": "s3://raw=s3://clean",
+                "VEIL_WEBHOOK_TOKEN": "t" * 32,
+            },
+        )
+    finally:
+        unattended.client.acl_deluser("team-a")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"'{prefix}uploads'" in done.stderr
+    assert "VEIL_REDIS_PREFIX" in done.stderr
+    assert str(unattended.redis.port) in done.stderr

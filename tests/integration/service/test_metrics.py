@@ -180,6 +180,25 @@ def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
         app.close()
 
 
+def test_a_redis_that_takes_no_messages_is_not_up_although_its_queues_are_shown(tmp_path):
+    redis = start_redis(tmp_path / "redis")
+    app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
+    registry = CollectorRegistry()
+    client = impatient_client(app, metrics.REDIS_SECONDS)
+    registry.register(QueueCollector(client))
+    try:
+        client.lpush(UPLOADS, waiting_since(1))
+        client.config_set("maxmemory", 1)
+        assert registry.get_sample_value("veil_queue_up") == 0
+        assert registry.get_sample_value("veil_queue_messages", {"queue": UPLOADS}) == 1
+        client.config_set("maxmemory", 0)
+        assert registry.get_sample_value("veil_queue_up") == 1
+        assert client.keys() == [UPLOADS.encode()]
+    finally:
+        redis.server.kill()
+        app.close()
+
+
 @pytest.fixture
 def collected(unattended):
     registry = CollectorRegistry()

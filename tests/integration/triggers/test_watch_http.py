@@ -11,6 +11,7 @@ import signal
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -18,7 +19,7 @@ from hypothesis import settings as examples
 from PIL import Image
 
 from tests.events import ODD_BODIES, bodies
-from tools.local.servers import HOST, Webhook, start_redis, start_s3
+from tools.local.servers import HOST, Webhook, free_port, start_redis, start_s3
 
 ROUTES = "s3://raw=s3://clean,s3://pictures/raw=s3://pictures/clean"
 HOLD = ("--hold", 60)
@@ -222,6 +223,39 @@ def test_nothing_is_lost_while_redis_is_away(
     finally:
         s3.server.stop()
         redis.server.stop()
+
+
+def test_a_full_redis_is_seen_in_health_and_metrics_and_its_end_in_the_log(
+    clean_environment, start_watch, tmp_path, wait_until
+):
+    redis = start_redis(tmp_path / "redis")
+    hook, metrics = Webhook(), f"{HOST}:{free_port()}"
+    refused = 'veil_webhook_refused_total{reason="redis"} 1.0'
+    settings = {**redis.environment(), **hook.environment(), "VEIL_METRICS": metrics}
+    try:
+        with start_watch("--http", hook.address, "--hold", 0.3, environment=settings) as trigger:
+            assert ask(hook.address, "GET", "/healthz")[0] == 200
+            assert refused[:-3] + "0.0" in page(metrics)
+
+            redis.client().config_set("maxmemory", 1)
+            assert post(hook.address, hook.token, event("a.jpg"))[0] == 503
+            assert ask(hook.address, "GET", "/healthz")[0] == 503
+            assert {refused, "veil_queue_up 0.0"} <= set(page(metrics).splitlines())
+            (away,) = trigger.lines("away")
+            assert "Redis is full" in away["message"]
+
+            redis.client().config_set("maxmemory", 0)
+            wait_until(lambda: trigger.lines("back", server="redis"))
+            assert ask(hook.address, "GET", "/healthz")[0] == 200
+            assert "veil_queue_up 1.0" in page(metrics)
+            assert redis.client().keys() == []
+    finally:
+        redis.server.stop()
+
+
+def page(address):
+    with urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        return answer.read().decode()
 
 
 def sources(redis):

@@ -6,12 +6,14 @@ import threading
 import time
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from urllib.parse import quote, unquote_to_bytes
 
 import pytest
+from structlog.testing import capture_logs
 
 from tasks.addresses import PrefixUri
-from tasks.errors import ObjectNotFound, QueueUnavailable
+from tasks.errors import AccessDenied, ObjectNotFound, QueueUnavailable
 from tasks.publishing import Publisher
 from tasks.routes import Routes
 from tasks.telemetry import metrics
@@ -239,11 +241,122 @@ def test_a_first_look_that_waits_for_room_keeps_no_other_source_waiting(
     assert sorted(archive) == keys
 
 
-def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):
-    routes = Routes.parse("s3://absent=s3://clean")
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_source_that_is_missing_at_the_start_is_listed_once_it_is_there(
+    unattended, s3, store, raw, place, position
+):
+    missing = f"late-{position}-{place[:-1]}"
+    routes = [f"s3://raw/{place}=s3://clean/{place}"]
+    routes.insert(position, f"s3://{missing}=s3://clean/late")
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, EventFilter(Routes.parse(*routes)), "poll")
+    raw.put(place + "before.jpg", b"1")
+    since = raw.head(place + "before.jpg")["LastModified"].timestamp() + 1
+    ups = []
+
+    def step(turn):
+        if turn == 20:
+            raw.put(place + "new.jpg", b"1")
+        found = taken(unattended.client, "uploads", place)
+        if turn > 20 and found and not ups:
+            ups.append(metrics.SOURCE_UP.labels("poll")._value.get())
+            s3.client().create_bucket(Bucket=missing)
+            s3.client().put_object(Bucket=missing, Key="late.jpg", Body=b"1")
+        return bool(taken(unattended.client, "backfill", place))
+
+    source = PollingSource(store, unattended.client, trigger, 0.2, HOUR, since)
+    with capture_logs() as lines:
+        source.run(Turns(step))
+    publisher.close()
+    assert taken(unattended.client, "uploads", place) == ["new.jpg"]
+    assert taken(unattended.client, "backfill", place) == [f"s3://{missing}/late.jpg"]
+    assert ups == [0]
+    assert metrics.SOURCE_UP.labels("poll")._value.get() == 1
+    told = [(line["event"], line["server"], line["place"]) for line in lines if "place" in line]
+    assert told == [("away", "s3", f"s3://{missing}/"), ("back", "s3", f"s3://{missing}/")]
+    (away,) = [line for line in lines if line["event"] == "away"]
+    assert (away["error"], missing in away["message"]) == ("ObjectNotFound", True)
+
+
+def test_a_start_ends_if_somebody_must_act_for_every_source(unattended, store):
+    routes = Routes.parse("s3://absent=s3://clean/1", "s3://lacking=s3://clean/2")
     trigger = Trigger(Publisher(unattended.app), EventFilter(routes), "poll")
-    with pytest.raises(ObjectNotFound, match="absent"):
-        PollingSource(store, unattended.client, trigger, 1.0, HOUR).run(Stop())
+    source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
+    with capture_logs() as lines, pytest.raises(ObjectNotFound, match="lacking"):
+        source.run(Stop())
+    assert [line["place"] for line in lines if line["event"] == "away"] == ["s3://absent/"]
+
+
+class AwayForATime:
+    """A store that denies the listing of a bucket until it `is_allowed`."""
+
+    def __init__(self, store, bucket):
+        self.store, self.bucket, self.is_allowed, self.tries = store, bucket, False, []
+
+    def list(self, bucket, *arguments):
+        if bucket == self.bucket and not self.is_allowed:
+            self.tries.append(time.monotonic())
+            raise AccessDenied(f"s3://{bucket}/: not allowed")
+        return self.store.list(bucket, *arguments)
+
+
+def test_a_source_that_is_denied_is_tried_with_growing_pauses_however_short_the_interval_is(
+    unattended, store, place
+):
+    routes = Routes.parse(f"s3://clean/{place}=s3://raw/1", f"s3://raw/{place}=s3://clean/2")
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, EventFilter(routes), "poll")
+    denying = AwayForATime(store, "clean")
+    ends = time.monotonic() + 4
+    source = PollingSource(denying, unattended.client, trigger, 0.05, HOUR)
+    source.run(Turns(lambda _: time.monotonic() > ends))
+    publisher.close()
+    pauses = [later - earlier for earlier, later in pairwise(denying.tries)]
+    assert 3 <= len(pauses) <= 6
+    assert pauses[-1] > 4 * pauses[0]
+
+
+def test_since_counts_from_the_start_also_for_a_source_that_is_denied_then(
+    unattended, store, raw, place
+):
+    raw.put(place + "before.jpg", b"1")
+    since = raw.head(place + "before.jpg")["LastModified"].timestamp() + 1
+    routes = Routes.parse(f"s3://clean/{place}=s3://raw/1", f"s3://raw/{place}=s3://clean/2")
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, EventFilter(routes), "poll")
+    denying = AwayForATime(store, "raw")
+
+    def step(_):
+        if not denying.is_allowed and time.time() > since:
+            raw.put(place + "while-denied.jpg", b"1")
+            while time.time() < since + 2:
+                time.sleep(0.1)
+            denying.is_allowed = True
+        return bool(taken(unattended.client, "backfill", place))
+
+    PollingSource(denying, unattended.client, trigger, 0.2, HOUR, since).run(Turns(step))
+    publisher.close()
+    assert taken(unattended.client, "backfill", place) == ["while-denied.jpg"]
+
+
+def test_an_outage_of_redis_is_one_pair_of_lines_for_all_sources(unattended, store, place):
+    routes = Routes.parse(f"s3://raw/{place}a/=s3://clean/1", f"s3://raw/{place}b/=s3://clean/2")
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, EventFilter(routes), "poll")
+    publish, until = trigger.publish, time.monotonic() + 1
+
+    def fail_for_a_time(*arguments):
+        if time.monotonic() < until:
+            raise QueueUnavailable("Redis is full")
+        publish(*arguments)
+
+    trigger.publish = fail_for_a_time
+    with capture_logs() as lines:
+        source = PollingSource(store, unattended.client, trigger, 0.2, HOUR)
+        source.run(Turns(lambda _: time.monotonic() > until + 1.5))
+    publisher.close()
+    told = [(line["event"], line["server"]) for line in lines if "server" in line]
+    assert told == [("away", "redis"), ("back", "redis")]
 
 
 def test_the_command_finds_uploads_until_told_to_stop(

@@ -64,7 +64,7 @@ def test_prometheus_takes_its_configuration_and_its_rules(
         if target.startswith("/etc/prometheus/"):
             shutil.copy(repository / source, tmp_path / Path(target).name)
     shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=tmp_path)
-    assert "17 rules found" in shown
+    assert "18 rules found" in shown
 
 
 def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker, rules):

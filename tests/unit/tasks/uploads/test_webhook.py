@@ -5,13 +5,16 @@ import contextlib
 import json
 import resource
 import signal
+from typing import get_args
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 from structlog.testing import capture_logs
 
 from tasks.addresses import ObjectUri
-from tasks.errors import QueueUnavailable, SettingsInvalid
+from tasks.errors import MalformedEvent, QueueUnavailable, SettingsInvalid
 from tasks.publishing import Wanted
+from tasks.telemetry.metrics import REGISTRY, RefusalReason
 from tasks.uploads import webhook
 from tasks.uploads.webhook import MAX_BATCH_SIZE, MAX_BODY_BYTES, Intake
 from tools.local.servers import HOST, free_port
@@ -34,11 +37,23 @@ class Publishes:
         self.batches.append(len(batch))
 
 
+class Answers:
+    """A Redis that takes writes after the given failures."""
+
+    def __init__(self, *failures):
+        self.failures = list(failures)
+
+    def lpushx(self, key, value):
+        if self.failures:
+            raise self.failures.pop(0)
+        return 0
+
+
 def publish(trigger, requests, hold=30.0):
     """Return None or the error of each request; `requests` are their numbers of pictures."""
 
     async def run():
-        intake = Intake(trigger, hold)
+        intake = Intake(trigger, Answers(), hold)
         puts = [intake.put(pictures(*range(count))) for count in requests]
         publishing = asyncio.create_task(intake.run())
         try:
@@ -78,13 +93,14 @@ def test_more_requests_than_can_wait_are_turned_away_at_once(monkeypatch):
     monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 2)
     trigger = Publishes()
     answers = publish(trigger, [1, 1, 1])
-    assert [type(answer) for answer in answers] == [type(None), type(None), QueueUnavailable]
+    assert answers[:2] == [None, None]
+    assert isinstance(answers[2], QueueUnavailable)
     assert trigger.batches == [2]
 
 
 def test_a_request_that_comes_after_the_end_is_turned_away_at_once():
     async def run():
-        intake = Intake(Publishes(), 0.1)
+        intake = Intake(Publishes(), Answers(), 0.1)
         await intake.end()
         with pytest.raises(QueueUnavailable, match="shutting down"):
             await intake.put(pictures(1))
@@ -104,13 +120,6 @@ def own_signals():
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-
-
-class Answers:
-    """A Redis that answers."""
-
-    def ping(self):
-        return True
 
 
 def served(trigger, visit, redis=None, hold=5.0):
@@ -347,18 +356,62 @@ def test_a_bug_in_one_request_is_logged_without_its_address_and_is_that_request_
     assert "in-the-address" not in json.dumps(lines, default=repr)
 
 
-def test_an_outage_of_redis_at_the_start_is_logged_before_any_request_arrives():
-    class Away:
-        def ping(self):
-            raise ConnectionRefusedError
-
+@pytest.mark.parametrize("error", [ConnectionRefusedError(), OutOfMemoryError("used memory")])
+def test_an_outage_of_redis_is_logged_at_both_ends_although_no_request_arrives(error):
     async def visit(port):
-        return await ask(port, HEALTH)
+        answers = [await ask(port, HEALTH)]
+        while answers[-1] != 200:
+            answers.append(await ask(port, HEALTH))
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(webhook.MAX_PAUSE_SECONDS)
+        return answers
 
     with capture_logs() as lines:
-        assert served(Takes(), visit, redis=Away()) == 503
-    (line,) = [line for line in lines if line["event"] == "away"]
-    assert (line["server"], line["error"]) == ("redis", "QueueUnavailable")
+        answers = served(Takes(), visit, redis=Answers(*[error] * 4))
+    assert (answers[0], answers[-1]) == (503, 200)
+    told = [(line["event"], line["server"]) for line in lines if "server" in line]
+    assert told == [("away", "redis"), ("back", "redis")]
+
+
+def refused(reason):
+    return REGISTRY.get_sample_value("veil_webhook_refused_total", {"reason": reason})
+
+
+def test_refused_requests_are_counted_by_reason(monkeypatch):
+    class Hard(Takes):
+        def read(self, body):
+            if body == b"?":
+                raise MalformedEvent("not JSON")
+            if body == b"!":
+                raise ZeroDivisionError
+            return super().read(body)
+
+    monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 1)
+    full = [QueueUnavailable("Redis is full")] * 1000
+
+    async def visit(port):
+        before = {reason: refused(reason) for reason in get_args(RefusalReason)}
+        both = await asyncio.gather(ask(port, GOOD), ask(port, GOOD))
+        others = [
+            await ask(port, request)
+            for request in (
+                head(Content_Length=1) + b"?",
+                head(Content_Length=1) + b"!",
+                head(token="wrong", Content_Length=1) + b"{",
+                head("PUT", Content_Length=1) + b"{",
+                head(Content_Length=2 * MAX_BODY_BYTES),
+                HEALTH,
+            )
+        ]
+        return both, others, {reason: refused(reason) - before[reason] for reason in before}
+
+    both, others, counted = served(Hard(*full), visit, hold=0.3)
+    assert both == [503, 503]
+    assert others == [400, 500, 401, 405, 413, 200]
+    reasons = ("redis", "overload", "malformed", "bug", "token", "method", "size")
+    assert {reason: number for reason, number in counted.items() if number} == dict.fromkeys(
+        reasons, 1
+    )
 
 
 def test_too_few_open_files_are_one_line_that_says_so(monkeypatch):
