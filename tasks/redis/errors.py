@@ -11,6 +11,7 @@ from redis.exceptions import (
     ClusterCrossSlotError,
     ClusterDownError,
     MasterDownError,
+    NoPermissionError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -60,6 +61,11 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
         return QueueUnavailable(
             "Redis takes no messages, because too few replicas are connected "
             "(min-replicas-to-write): it continues when they are back"
+        )
+    if isinstance(root, NoPermissionError):
+        return QueueUnavailable(
+            f"Redis refuses a command: {root!s:.200}; give the user in VEIL_REDIS_URL this right "
+            "(ACL SETUSER)"
         )
     if isinstance(root, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")

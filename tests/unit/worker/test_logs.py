@@ -84,7 +84,10 @@ def test_a_refusal_of_redis_that_ends_a_worker_is_one_line_without_a_traceback(c
         except Exception:
             log.critical("Unrecoverable error", exc_info=True)
     refusal, bug = map(json.loads, capsys.readouterr().err.splitlines())
-    assert refusal["message"] == "Redis refuses a command: this user has no permissions"
+    assert refusal["message"] == (
+        "Redis refuses a command: this user has no permissions; give the user in VEIL_REDIS_URL "
+        "this right (ACL SETUSER)"
+    )
     assert "exception" not in refusal
     assert "RuntimeError: a bug" in bug["exception"]
 
