@@ -113,7 +113,7 @@ REFUSED = {
     'settings.VEIL_METRICS="127.0.0.1:9100"': "write 0.0.0.0:9100",
     'settings.VEIL_METRICS="localhost:9200"': "write 0.0.0.0:9200",
     'settings.VEIL_METRICS="[::1]:9100"': 'or "[::]:9100" with IPv6 alone',
-    'triggers.settings.VEIL_METRICS="0.0.0.0:9200"': "triggers.settings: VEIL_METRICS has its place",
+    'triggers.settings.VEIL_METRICS="[::]:9200"': "triggers.settings: VEIL_METRICS has its place",
     'env=[{"name":"VEIL_METRICS","value":"0.0.0.0:9200"}]': "env: VEIL_METRICS has its place",
     'autoscaling.enabled=true,secrets.all=[],settings.VEIL_REDIS_PASSWORD_FILE="/run/a"': (
         "{parameter: password, name: SECRET, key: KEY}"
