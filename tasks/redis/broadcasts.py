@@ -29,11 +29,11 @@ def refused(error: NoPermissionError, patterns: Iterable[str]) -> QueueUnavailab
 
 def check_subscription(app: Celery) -> None:
     """Raise QueueUnavailable if Redis refuses its user the subscription of workers to commands."""
-    with app.connection_for_write() as connection:
-        channel: Any = connection.default_channel
-        pattern = channel._get_publish_topic(app.control.mailbox.exchange.name, "")
-        prefix = channel.global_keyprefix
     with connected(), closing(impatient_client(app, ANSWER_SECONDS).pubsub()) as subscriptions:
+        with app.connection_for_write() as connection:
+            channel: Any = connection.default_channel
+            pattern = channel._get_publish_topic(app.control.mailbox.exchange.name, "")
+            prefix = channel.global_keyprefix
         subscriptions.psubscribe(pattern)
         try:
             subscriptions.parse_response()

@@ -212,6 +212,11 @@ def test_a_user_without_the_patterns_of_broadcasts_is_told_so_by_workers_and_by_
     assert status.returncode != 0
     assert rule in status.stderr
     assert "workers" not in status.stdout
+    environment = {**os.environ, **team, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tasks.health"]
+    health = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert health.returncode != 0
+    assert rule in health.stderr
 
     # The worker works meanwhile.
     app = prefixed(unattended, "team-a:")
