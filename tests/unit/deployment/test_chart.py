@@ -178,6 +178,14 @@ def by_name(text):
     return found
 
 
+def maps_of(values, path=()):
+    """Yield each map in `values` that is not empty, after its path."""
+    yield path, values
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from maps_of(value, (*path, name))
+
+
 def with_values(*values):
     return [part for value in values for part in ("--set", value)]
 
@@ -315,6 +323,20 @@ def test_a_later_file_drops_values_with_null(rendered, tmp_path):
         *with_values("settings.VEIL_ROUTES=s3://c=s3://d", "triggers.poll.enabled=true")
     )
     assert rendered(*both) == expected
+
+
+def test_null_is_the_empty_value_where_that_is_the_default(rendered):
+    enabled = ["flower.enabled=true", "autoscaling.enabled=true", "triggers.webhook.enabled=true"]
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    empty = [
+        ".".join((*path, name))
+        for path, values in maps_of(defaults)
+        for name, value in values.items()
+        if value in ([], {}) and (*path, name) not in {("env",), ("files",)}
+    ]
+    assert {"worker.volumes", "triggers.settings", "image.pins"} <= set(empty)
+    nulls = [f"{name}=null" for name in empty]
+    assert rendered(*with_values(*enabled, *nulls)) == rendered(*with_values(*enabled))
 
 
 def test_with_ipv6_alone_all_pods_listen_at_its_addresses(rendered):

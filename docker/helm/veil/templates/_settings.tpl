@@ -31,7 +31,7 @@
 
 {{/* The enabled components that read the routes, with their values and settings, as YAML. */}}
 {{- define "veil.routeReaders" -}}
-{{- $own := .Values.triggers.settings }}
+{{- $own := .Values.triggers.settings | default dict }}
 {{- $readers := dict "worker" (dict "values" .Values.worker "settings" dict) "review" (dict "values" .Values.review "settings" dict) }}
 {{- range $name, $values := omit .Values.triggers "settings" }}
 {{- $_ := set $readers (printf "triggers.%s" $name) (dict "values" $values "settings" $own) }}
@@ -75,7 +75,7 @@
 {{- fail (printf "settings.VEIL_METRICS is %s, at which neither the probes nor Prometheus reach a pod: write 0.0.0.0:%s, or \"[::]:%s\" with IPv6 alone" .Values.settings.VEIL_METRICS $port $port) }}
 {{- end }}
 {{- $elsewhere := list }}
-{{- with .Values.triggers.settings.VEIL_METRICS }}{{ $elsewhere = append $elsewhere "triggers.settings" }}{{ end }}
+{{- with get (.Values.triggers.settings | default dict) "VEIL_METRICS" }}{{ $elsewhere = append $elsewhere "triggers.settings" }}{{ end }}
 {{- range .Values.env }}{{ if eq .name "VEIL_METRICS" }}{{ $elsewhere = append $elsewhere "env" }}{{ end }}{{ end }}
 {{- with $elsewhere }}
 {{- fail (printf "%s: VEIL_METRICS has its place in `settings` alone, where the probes of all pods find the port" (first .)) }}
