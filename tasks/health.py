@@ -11,6 +11,7 @@ from typing import Any
 
 from .app import app
 from .errors import QueueUnavailable
+from .redis.broadcasts import check_subscription
 from .redis.errors import connected
 
 ANSWER_SECONDS = 10.0
@@ -31,6 +32,7 @@ def main() -> None:
     try:
         if has_worker(app, host, ANSWER_SECONDS):
             return
+        check_subscription(app)
         reason = f"no worker of {host} has answered within {ANSWER_SECONDS:g} s"
     except QueueUnavailable as error:
         reason = f"QueueUnavailable: {error}"

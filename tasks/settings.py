@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import SSLConnection
 
 from . import secret_files, tls_errors
+from .alternatives import alternatives
 from .errors import SettingsInvalid, VeilError
 from .notifications import address as notify_address
 from .redis import address as redis_address
@@ -407,8 +408,13 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from None
         return value
 
+    def _check_together(self) -> None:
+        """Raise ValueError for settings that contradict each other. Subclasses check theirs."""
+
     @model_validator(mode="after")
     def _read_routes(self) -> Self:
+        # Settings of a route are checked beside those of the environment, which are right then.
+        self._check_together()
         if self.routes_file is None:
             self._parsed_routes = Routes.parse(*self.routes).with_heif_suffix(self.heif_suffix)
             return self
@@ -440,7 +446,7 @@ class Settings(BaseSettings):
         try:
             settings = cls(**values)
         except ValidationError as error:
-            problems += _problems(error)
+            problems += _problems(error, cls)
         if problems:
             raise SettingsInvalid("; ".join(problems))
         return settings
@@ -615,15 +621,27 @@ def _check_length(secret: str) -> None:
         )
 
 
-def _problems(error: ValidationError) -> list[str]:
-    """Return one text for each wrong setting: its variable, and the first error in its value."""
+def _problems(error: ValidationError, settings: type[BaseSettings]) -> list[str]:
+    """Return one text for each wrong setting: its variable, and the first error in its value.
+
+    If the setting takes values of several types, the text says which.
+    """
     problems: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
-        variable = "".join(f"{PREFIX}{part}: ".upper() for part in detail["loc"][:1])
-        within = ": ".join(str(part) for part in detail["loc"][1:])
+        field = str(detail["loc"][0]) if detail["loc"] else ""
+        variable = f"{PREFIX}{field}: ".upper() if field else ""
+        within = ": ".join(_place(part) for part in detail["loc"][1:])
         message = detail["msg"].removeprefix("Value error, ")
+        # In a union, pydantic names the type that it has tried.
+        if within and (taken := alternatives(settings.model_fields[field].annotation)):
+            within, message = "", f"must be {taken}"
         problems.setdefault(variable, f"{within}: {message}" if within else message)
     return [variable + message for variable, message in problems.items()]
+
+
+def _place(part: int | str) -> str:
+    """Return the name of a place within a value: pydantic counts the values of a list from 0."""
+    return f"value {part + 1}" if isinstance(part, int) else part
 
 
 def _check_options(address: SplitResult) -> None:

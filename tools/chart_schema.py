@@ -13,10 +13,10 @@ from worker.settings import WorkerSettings
 SCHEMA = Path(__file__).resolve().parents[1] / "docker" / "helm" / "veil" / "values.schema.json"
 # Settings that the templates read, and therefore in a form that these understand.
 READ_BY_TEMPLATES: dict[str, dict[str, Any]] = {
-    "VEIL_REDIS_URL": {"type": "string", "pattern": "^(redis|sentinel)s?://"},
-    "VEIL_METRICS": {"type": "string", "pattern": ":[0-9]+$"},
+    "VEIL_REDIS_URL": {"type": ["string", "null"], "pattern": "^(redis|sentinel)s?://"},
+    "VEIL_METRICS": {"type": ["string", "null"], "pattern": ":[0-9]+$"},
     "VEIL_GRACE_SECONDS": {
-        "type": ["number", "string"],
+        "type": ["number", "string", "null"],
         "minimum": 0,
         "pattern": "^[0-9]+([.][0-9]+)?$",
     },
@@ -31,15 +31,16 @@ NAMES = re.compile(r'(?P<head>\n    "settingName": \{\n +"enum": \[\n).*?(?=\n +
 def settings_forms() -> dict[str, dict[str, Any]]:
     """Return the JSON schema of the value of each ``VEIL_`` variable.
 
-    Helm reads a number without quotes as a float, so texts such as accounts have to be texts.
+    Helm reads a number without quotes as a float, so texts such as accounts have to be texts. A
+    file of values drops a setting of the one before with null.
     """
     forms: dict[str, dict[str, Any]] = {}
     secrets = WorkerSettings.secrets()
     for name, schema in WorkerSettings.model_json_schema()["properties"].items():
         variable = PREFIX + name.upper()
-        forms[variable] = READ_BY_TEMPLATES.get(variable, {"type": _types(schema)})
+        forms[variable] = READ_BY_TEMPLATES.get(variable, {"type": [*_types(schema), "null"]})
         if name in secrets:
-            forms[variable + SUFFIX] = {"type": "string"}
+            forms[variable + SUFFIX] = {"type": ["string", "null"]}
     return forms
 
 

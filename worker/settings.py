@@ -15,7 +15,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import NoDecode
 
@@ -436,8 +435,8 @@ class WorkerSettings(UploadSettings):
             ModelAddress.parse(PLATES)
         return value
 
-    @model_validator(mode="after")
-    def _check_deadlines(self) -> "WorkerSettings":
+    def _check_together(self) -> None:
+        super()._check_together()
         # All residual checks of an output together may take as long as the first detection.
         detection = self.max_detection_seconds() * (1 if self.verify == "off" else 2)
         if detection >= self.anonymizer_seconds():
@@ -447,7 +446,6 @@ class WorkerSettings(UploadSettings):
                 f"{PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS (a limit for each pass and view) "
                 f"or {PREFIX}S3_… (limits for each try)"
             )
-        return self
 
     @classmethod
     def load_for_outputs(cls) -> Self:

@@ -1,8 +1,6 @@
 """The settings of uploads: the headers of outputs and receipts, and what outputs keep."""
 
-from typing import Self
-
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from tasks.settings import Settings, Words
 from tasks.storage.upload_headers import (
@@ -108,8 +106,8 @@ class UploadSettings(Settings):
     def _check_text(cls, value: str | None) -> str | None:
         return value and check_header(value)
 
-    @model_validator(mode="after")
-    def _check_uploads(self) -> Self:
+    def _check_together(self) -> None:
+        super()._check_together()
         for prefix, headers in (
             ("UPLOAD", self._output_headers),
             ("RECEIPT", self._receipt_headers),
@@ -118,7 +116,6 @@ class UploadSettings(Settings):
                 headers()
             except ValueError as error:
                 raise ValueError(f"VEIL_{prefix}_ENCRYPTION: {error}") from None
-        return self
 
     def uploads(self) -> Uploads:
         """Return what goes with uploads."""

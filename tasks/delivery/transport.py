@@ -24,11 +24,13 @@ from celery.worker import state
 from kombu.transport import redis, virtual
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 from redis.retry import Retry
 
 from redis import ConnectionPool
 
+from ..errors import log_fields
+from ..redis import broadcasts
 from ..redis import transport as redis_transport
 from ..redis.errors import log_unavailable
 from . import in_hand
@@ -202,6 +204,10 @@ class Channel(redis_transport.Channel):
         """Deliver a broadcast, which is a control command or an event; log and drop junk."""
         try:
             return super()._receive_one(client)
+        except NoPermissionError as error:
+            refusal = broadcasts.refused(error, self._patterns())
+            log.error("broadcasts refused", **log_fields(refusal))
+            return None
         except Exception as error:
             # kombu counts KeyError as a lost connection. Here it means that the broadcast lacks a
             # required part.
@@ -209,6 +215,14 @@ class Channel(redis_transport.Channel):
                 raise
             log.error("junk broadcast", reason=type(error).__name__)
             return None
+
+    def _patterns(self) -> list[str]:
+        """Return the patterns of channels of Redis to which this channel subscribes."""
+        return sorted(
+            f"{self.global_keyprefix}{topic}"
+            for queue in self.active_fanout_queues
+            for topic in self._get_subscribe_topics(queue)
+        )
 
     def _receive_task(self, queue: str, item: bytes, size: int, tag: str) -> None:
         """Deliver the `item` taken as `tag`, or give it back if there is no slot for it."""

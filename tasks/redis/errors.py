@@ -35,8 +35,8 @@ IS_CLUSTER = (
     "in one place: give VEIL_REDIS_URL a Redis without cluster mode"
 )
 ASK_FOR_RIGHT = (
-    "give the user in VEIL_REDIS_URL this right, or set VEIL_REDIS_PREFIX to the beginning of the "
-    "keys and channels that it may use"
+    "give the user in VEIL_REDIS_URL this right (ACL SETUSER), or set VEIL_REDIS_PREFIX to the "
+    "beginning of the keys and channels that it may use"
 )
 COMMAND_REFUSED = "permissions to run"  # in the answer to a command that the user may not use
 AT = "Redis at "  # begins a message that names the server

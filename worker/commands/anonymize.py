@@ -153,13 +153,13 @@ def anonymize(
     if not jobs:
         print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
         return ExitCode.FAILED
-    if output is not None:
-        _create_folder(output)
     from worker.bootstrap import build_file_anonymizer
 
     counts: Counter[str] = Counter()
     with _ended_in_spite_of_reads(), summarized(lambda: _print_counts(counts)):
         anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
+        if output is not None:
+            _create_folder(output)
         with progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar:
 
             def report(outcome: Outcome) -> None:

@@ -20,6 +20,7 @@ from tasks import status as progress
 from tasks.errors import QueueUnavailable, RunUnknown
 from tasks.messages import FACE, QUEUES
 from tasks.records.queues import QueueStatus
+from tasks.redis.broadcasts import check_subscription
 from tasks.redis.clients import impatient_client
 from tasks.redis.errors import connected
 from tasks.status import RouteStatus, RunStatus, Status
@@ -157,9 +158,15 @@ def _print(view: View, as_json: bool) -> None:
 
 
 def _alive(celery: "App") -> list[str]:
-    """Return the names of the workers that answer within PING_SECONDS."""
+    """Return the names of the workers that answer within PING_SECONDS.
+
+    Raise QueueUnavailable if workers can't be asked.
+    """
     with connected():
-        return sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
+        alive = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
+    if not alive:
+        check_subscription(celery)
+    return alive
 
 
 def _work_view(work: Status, alive: list[str] | None) -> View:

@@ -1,10 +1,14 @@
 """Installations with prefixes share a Redis; a user has one of them; no cluster, no sentinel."""
 
+import base64
 import contextlib
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,10 +22,20 @@ from tasks.publishing import Publisher, Wanted
 from tasks.records import queues
 from tasks.settings import Settings
 from tests.integration.conftest import Worker
-from tools.local.servers import HOST, Redis, Server, await_server, free_port, redis_program
+from tools.local.servers import (
+    HOST,
+    Redis,
+    Server,
+    await_server,
+    free_port,
+    redis_program,
+    start_flower,
+)
 
 STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
+USER = re.compile(r"<!-- users: team-a -->\n```text\n(.*?)```", re.DOTALL)
+PASSWORD = "a-password-of-this-test"
 
 
 def prefixed(queue, prefix):
@@ -37,12 +51,12 @@ def prefixed(queue, prefix):
 
 @pytest.fixture
 def stub(unattended, tmp_path):
-    """``stub(prefix)`` starts a worker of an installation."""
+    """``stub(prefix)`` starts a worker of an installation, as the user in `environment`."""
     workers = []
 
-    def start(prefix):
+    def start(prefix, environment=None):
         environment = {
-            **unattended.environment,
+            **(environment or unattended.environment),
             "VEIL_REDIS_PREFIX": prefix,
             "VEIL_LEASE_SECONDS": "2",
             "PYTHONPATH": str(ROOT),
@@ -119,6 +133,95 @@ def test_a_user_and_a_password_in_the_address_are_enough(unattended):
             )
     finally:
         unattended.client.acl_deluser("veil-app")
+
+
+@pytest.fixture
+def team(unattended):
+    """The environment of an installation whose Redis user is that of docs/redis.md."""
+    page = (ROOT / "docs" / "redis.md").read_text()
+    lines = USER.search(page)[1].replace("PASSWORD", PASSWORD)
+    for line in lines.replace("/0.", f"/{unattended.database}.").splitlines():
+        unattended.client.execute_command(*line.split())
+    yield {
+        "VEIL_REDIS_URL": f"redis://team-a@{HOST}:{unattended.redis.port}/{unattended.database}",
+        "VEIL_REDIS_PASSWORD": PASSWORD,
+        "VEIL_REDIS_PREFIX": "team-a:",
+    }
+    unattended.client.acl_deluser("team-a")
+
+
+def refused(client):
+    """Return the commands, keys and channels that Redis has refused since the list was reset."""
+    entries = [(entry["username"], entry["object"]) for entry in client.acl_log()]
+    return [entry for entry in entries if entry[1] != "client|setinfo"]
+
+
+def test_the_documented_user_of_an_installation_suffices_for_all_that_asks_workers(
+    unattended, team, stub, veil, wait_until, tmp_path
+):
+    unattended.client.acl_log_reset()
+    worker = stub("team-a:", team)
+    name = worker.lines("worker ready")[0]["worker"]
+    status = veil("status", "--workers", "--json", "--once", environment=team)
+    assert status.returncode == 0, status.stderr
+    assert json.loads(status.stdout)["workers"] == [name]
+
+    command = [Path(sys.executable).parent / "celery", "-A", "tasks.app", "inspect", "ping"]
+    environment = {**os.environ, **team, "PYTHONPATH": str(ROOT)}
+    inspected = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert inspected.returncode == 0, inspected.stderr
+    assert f"{name}: OK" in inspected.stdout
+
+    flower = start_flower(tmp_path, {**team, "PYTHONPATH": str(ROOT)})
+    try:
+        app = prefixed(unattended, "team-a:")
+
+        def is_listed():
+            task = app.send_task("veil.anonymize_image", ("s3://raw/a.jpg",))
+            assert task.get(timeout=30)["status"] == "anonymized"
+            token = base64.b64encode(f"veil:{flower.password}".encode()).decode()
+            request = urllib.request.Request(f"{flower.address}/api/tasks?limit=1000")
+            request.add_header("Authorization", f"Basic {token}")
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                states = [one["state"] for one in json.load(answer).values()]
+            return "SUCCESS" in states
+
+        wait_until(is_listed)
+    finally:
+        flower.server.stop()
+    assert not worker.lines("broadcasts refused")
+    assert not worker.lines("junk broadcast")
+    assert refused(unattended.client) == []
+
+
+def test_a_user_without_the_patterns_of_broadcasts_is_told_so_by_workers_and_by_status(
+    unattended, team, stub, veil, wait_until
+):
+    unattended.client.execute_command("ACL", "SETUSER", "team-a", "resetchannels", "&team-a:*")
+    worker = stub("team-a:", team)
+    rule = f"'&team-a:/{unattended.database}.celery.pidbox'"
+    other_rule = f"'&team-a:/{unattended.database}.celeryev/worker.*'"
+    for missing in (rule, other_rule):
+        wait_until(lambda missing=missing: missing in str(worker.lines("broadcasts refused")), 30)
+    for line in worker.lines("broadcasts refused"):
+        assert line["message"].startswith("Redis refuses a command: ")
+        assert "give the user in VEIL_REDIS_URL this right" in line["message"]
+    assert not worker.lines("junk broadcast")
+
+    status = veil("status", "--workers", "--once", environment=team)
+    assert status.returncode != 0
+    assert rule in status.stderr
+    assert "workers" not in status.stdout
+    environment = {**os.environ, **team, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tasks.health"]
+    health = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert health.returncode != 0
+    assert rule in health.stderr
+
+    # The worker works meanwhile.
+    app = prefixed(unattended, "team-a:")
+    done = app.send_task("veil.anonymize_image", ("s3://raw/a.jpg",))
+    assert done.get(timeout=30)["status"] == "anonymized"
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,26 @@ REFUSED = {
     'triggers={"poll":{"enabled":true},"settings":{"VEIL_ROUTES_FILE":"/etc/veil/a.toml"}}': (
         "VEIL_ROUTES and VEIL_ROUTES_FILE are set"
     ),
+    'settings.VEIL_METRICS="127.0.0.1:9100"': "write 0.0.0.0:9100",
+    'settings.VEIL_METRICS="localhost:9200"': "write 0.0.0.0:9200",
+    'settings.VEIL_METRICS="[::1]:9100"': 'or "[::]:9100" with IPv6 alone',
+    'triggers.settings.VEIL_METRICS="[::]:9200"': "triggers.settings: VEIL_METRICS has its place",
+    'env=[{"name":"VEIL_METRICS","value":"0.0.0.0:9200"}]': "env: VEIL_METRICS has its place",
+    'autoscaling.enabled=true,secrets.all=[],settings.VEIL_REDIS_PASSWORD_FILE="/run/a"': (
+        "{parameter: password, name: SECRET, key: KEY}"
+    ),
+    'autoscaling.enabled=true,secrets.all=[],env=[{"name":"VEIL_REDIS_PASSWORD",'
+    '"valueFrom":{"secretKeyRef":{"name":"a","key":"b"}}}]': "the password of VEIL_REDIS_PASSWORD",
+    'autoscaling.enabled=true,settings.VEIL_REDIS_SENTINEL_PASSWORD_FILE="/run/a"': (
+        "{parameter: sentinelPassword, name: SECRET, key: KEY}"
+    ),
+    'triggers.webhook.args=["--http","0.0.0.0:9090"]': "triggers.webhook.args has --http",
+    'triggers.webhook.args=["--poll=60"]': "use triggers.poll.enabled",
+    'triggers.sqs.args=["--sqs","https://a"]': "use triggers.sqs.enabled",
+    'triggers.poll.args=["--poll=60"]': "triggers.poll.args has --poll=60",
+    'review.args=["--http","127.0.0.1:1"]': "review.args has --http",
+    'flower.args=["--url-prefix=a"]': "use flower.ingress.path",
+    'flower.args=["--port","1"]': "the Service has port 5555",
     'autoscaling={"minReplicas":5,"maxReplicas":4}': "minReplicas, 5, is above",
     'flower.ingress={"enabled":true,"host":"a"}': "flower.ingress.enabled needs flower.enabled",
     'review.ingress={"enabled":true,"host":"a"}': "review.ingress.enabled needs review.enabled",
@@ -156,6 +176,14 @@ def by_name(text):
     found = {(one["kind"], one["metadata"]["name"]): one for one in resources}
     assert len(found) == len(resources)
     return found
+
+
+def maps_of(values, path=()):
+    """Yield each map in `values` that is not empty, after its path."""
+    yield path, values
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from maps_of(value, (*path, name))
 
 
 def with_values(*values):
@@ -255,6 +283,89 @@ def test_values_have_no_secrets_and_name_those_that_are_needed(values, message, 
     done = helm("template", "veil", str(CHART), *ROUTES, "--set-json", values)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_a_later_file_drops_values_with_null(rendered, tmp_path):
+    given = {
+        "settings": {
+            "VEIL_ROUTES": "s3://a=s3://b",
+            "VEIL_PROCESSES": 2,
+            "VEIL_RECEIPT_KEY_FILE": "/run/key",
+            "AWS_REGION": "eu-central-1",
+        },
+        "files": {"a.toml": "a"},
+        "image": {"pins": {"worker": "1"}},
+        "worker": {
+            "labels": {"a": "b"},
+            "annotations": {"a": "b"},
+            "pod": {"nodeSelector": {"a": "b"}, "priorityClassName": "a", "tolerations": []},
+            "resources": {"requests": {"ephemeral-storage": "1Gi"}},
+            "serviceAccount": {"annotations": {"a": "b"}},
+        },
+        "triggers": {"poll": {"enabled": True}, "settings": {"VEIL_PROCESSES": 2}},
+    }
+
+    def without_leaves(value):
+        if isinstance(value, dict):
+            return {name: without_leaves(one) for name, one in value.items()}
+        return None
+
+    dropped = without_leaves(given)
+    dropped["settings"]["VEIL_ROUTES"] = "s3://c=s3://d"
+    dropped["triggers"]["poll"]["enabled"] = True
+    dropped["worker"]["pod"]["nodeSelector"] = None
+    files = []
+    for values in (given, dropped):
+        files.append(tmp_path / f"{len(files)}.yaml")
+        files[-1].write_text(yaml.safe_dump(values))
+    both = [part for file in files for part in ("--values", str(file))]
+    expected = rendered(
+        *with_values("settings.VEIL_ROUTES=s3://c=s3://d", "triggers.poll.enabled=true")
+    )
+    assert rendered(*both) == expected
+
+
+def test_null_is_the_empty_value_where_that_is_the_default(rendered):
+    enabled = ["flower.enabled=true", "autoscaling.enabled=true", "triggers.webhook.enabled=true"]
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    empty = [
+        ".".join((*path, name))
+        for path, values in maps_of(defaults)
+        for name, value in values.items()
+        if value in ([], {}) and (*path, name) not in {("env",), ("files",)}
+    ]
+    assert {"worker.volumes", "triggers.settings", "image.pins"} <= set(empty)
+    nulls = [f"{name}=null" for name in empty]
+    assert rendered(*with_values(*enabled, *nulls)) == rendered(*with_values(*enabled))
+
+
+def test_with_ipv6_alone_all_pods_listen_at_its_addresses(rendered):
+    values = ["settings.VEIL_METRICS=[::]:9100", "triggers.webhook.enabled=true"]
+    values += ["flower.enabled=true", *VALUES["review"][0]]
+    pods = deployments(rendered(*with_values(*values)))
+    assert container_of(pods["veil-trigger"])["command"][-1] == "[::]:8080"
+    assert container_of(pods["veil-review"])["command"][-1] == "[::]:8600"
+    assert "--address=::" in container_of(pods["veil-flower"])["command"]
+
+
+def test_a_limit_of_flower_replaces_that_of_the_chart(rendered):
+    values = ["flower.enabled=true", "flower.args={--max_tasks=5}"]
+    command = container_of(rendered(*with_values(*values))["Deployment", "veil-flower"])["command"]
+    assert [one for one in command if "max_tasks" in one] == ["--max_tasks=5"]
+    assert "--state_save_interval=60000" in command
+
+
+def test_keda_has_a_password_from_elsewhere(rendered):
+    password = {"parameter": "password", "name": "a", "key": "b"}
+    values = {
+        "secrets.all": [],
+        "settings.VEIL_REDIS_PASSWORD_FILE": "/run/a",
+        "autoscaling": {"enabled": True, "authentication": [password]},
+    }
+    arguments = ",".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+    resources = rendered("--set-json", arguments)
+    (keda,) = resources["TriggerAuthentication", "veil-worker"]["spec"]["secretTargetRef"]
+    assert keda == password
 
 
 def test_numbers_reach_veil_as_they_were_written(rendered):

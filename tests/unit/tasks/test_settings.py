@@ -5,14 +5,16 @@ import pickle
 import re
 import sys
 from dataclasses import replace
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.url import url_to_parts
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
+from tasks.alternatives import alternatives
 from tasks.errors import SettingsInvalid
 from tasks.settings import Settings, refuse_unknown, split_address
 from worker import cli
@@ -143,6 +145,8 @@ def test_a_pin_is_taken_in_either_case(load):
         ("concurrency", "0"),
         ("concurrency", "many"),
         ("concurrency", "1.5"),
+        ("processes", "-1"),
+        ("processes", "many"),
         ("model_sha256", "0123"),
         ("model_sha256", "g" * 64),
         ("model_sha256", "0" * 63),
@@ -187,6 +191,34 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     with pytest.raises(SettingsInvalid, match=f"^VEIL_{name.upper()}: .") as caught:
         load(**{name: value})
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "257", "1.5", ""])
+def test_a_setting_of_several_types_says_what_it_takes(load, value):
+    with pytest.raises(SettingsInvalid) as caught:
+        load(processes=value)
+    expected = "VEIL_PROCESSES: must be a whole number from 0 to 256 or 'auto'"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (int | None, None),
+        (tuple[int, ...], None),
+        (Literal["a", "b"] | None, None),
+        (Literal["a", "b"] | float | None, "'a' or 'b' or a number"),
+        (Annotated[float, Field(le=0.5)] | bool, "a number of 0.5 or less or a boolean"),
+        (Annotated[int, Field(ge=2)] | Literal["off"], "a whole number of 2 or more or 'off'"),
+    ],
+)
+def test_the_values_of_a_union_are_said_in_words(annotation, expected):
+    assert alternatives(annotation) == expected
+
+
+def test_the_wrong_value_of_several_is_counted_from_one(load):
+    with pytest.raises(SettingsInvalid, match=r"^VEIL_SCALES: value 2: Input"):
+        load(scales="640,big,huge")
 
 
 def test_every_wrong_setting_is_named_at_once(load):

@@ -12,6 +12,7 @@ import typer
 from celery.signals import worker_ready
 from redis.exceptions import NoPermissionError
 
+from tasks.redis.errors import ASK_FOR_RIGHT
 from worker import cli, logs
 
 
@@ -84,7 +85,9 @@ def test_a_refusal_of_redis_that_ends_a_worker_is_one_line_without_a_traceback(c
         except Exception:
             log.critical("Unrecoverable error", exc_info=True)
     refusal, bug = map(json.loads, capsys.readouterr().err.splitlines())
-    assert refusal["message"] == "Redis refuses a command: this user has no permissions"
+    assert refusal["message"] == (
+        f"Redis refuses a command: this user has no permissions: {ASK_FOR_RIGHT}"
+    )
     assert "exception" not in refusal
     assert "RuntimeError: a bug" in bug["exception"]
 

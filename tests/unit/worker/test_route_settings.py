@@ -120,6 +120,25 @@ def test_every_key_is_a_setting_and_reaches_the_settings_of_the_route(load):
     assert own.uploads().output.kms_key == "alias/a"
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"VEIL_UPLOAD_KMS_KEY": "x", "VEIL_UPLOAD_ENCRYPTION": "AES256"},
+            "VEIL_UPLOAD_ENCRYPTION: a KMS key needs",
+        ),
+        ({"VEIL_DETECT_SECONDS": "300", "VEIL_VERIFY": "hold"}, "a picture may take"),
+        ({"VEIL_S3_EXTERNAL_ID": "a"}, "VEIL_S3_EXTERNAL_ID needs VEIL_S3_SOURCE_ROLE"),
+    ],
+)
+def test_an_error_of_the_environment_is_not_that_of_a_route(load, monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsInvalid) as raised:
+        load("margin = 0.3\n")
+    assert str(raised.value).startswith(message)
+
+
 def test_wrong_values_of_all_routes_are_named_as_the_settings_would_be(load):
     with pytest.raises(SettingsInvalid) as raised:
         load("margin = 3\nkeep_exif = ['GPSLatitude']\n", 'preset = "thorogh"\nscales = [1]\n')

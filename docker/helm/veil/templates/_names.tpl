@@ -23,7 +23,7 @@ labels:
 {{- end }}
 
 {{- define "veil.image" -}}
-{{- $pin := get .root.Values.image.pins .image | default .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- $pin := get (.root.Values.image.pins | default dict) .image | default .root.Values.image.tag | default .root.Chart.AppVersion }}
 {{- printf "%s/%s%s%s" .root.Values.image.repository .image (hasPrefix "sha256:" $pin | ternary "@" ":") $pin }}
 {{- end }}
 

@@ -6,13 +6,13 @@ The parts that all pods share. The argument has the root, the name of the compon
 {{- define "veil.podMetadata" -}}
 labels:
   {{- include "veil.selector" . | nindent 2 }}
-  {{- with .values.labels }}
+  {{- with include "veil.kept" .values.labels | fromJson }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
   # A change of the settings or the files restarts the pods.
-  checksum/settings: {{ list .root.Values.settings .root.Values.files | toJson | sha256sum }}
-  {{- with .values.annotations }}
+  checksum/settings: {{ list (include "veil.kept" .root.Values.settings | fromJson) (include "veil.kept" .root.Values.files | fromJson) | toJson | sha256sum }}
+  {{- with include "veil.kept" .values.annotations | fromJson }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
@@ -36,7 +36,7 @@ securityContext:
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .values.pod }}
+{{- with include "veil.kept" .values.pod | fromJson }}
 {{ toYaml . }}
 {{- end }}
 {{- with .values.topologySpread }}
@@ -51,7 +51,7 @@ topologySpreadConstraints:
 volumes:
   - name: tmp
     emptyDir: {sizeLimit: {{ .values.tmp }}}
-  {{- if .root.Values.files }}
+  {{- if include "veil.kept" .root.Values.files | fromJson }}
   - name: files
     configMap: {name: {{ include "veil.fullname" .root }}-files}
   {{- end }}
@@ -75,14 +75,14 @@ env:
   {{- end }}
 {{- end }}
 resources:
-  {{- toYaml .values.resources | nindent 2 }}
+  {{- include "veil.kept" .values.resources | fromJson | toYaml | nindent 2 }}
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
   capabilities: {drop: [ALL]}
 volumeMounts:
   - {name: tmp, mountPath: /tmp}
-  {{- if .root.Values.files }}
+  {{- if include "veil.kept" .root.Values.files | fromJson }}
   - {name: files, mountPath: /etc/veil, readOnly: true}
   {{- end }}
   {{- with .values.volumeMounts }}
@@ -137,7 +137,7 @@ apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata:
   {{- include "veil.metadata" . | nindent 2 }}
-  {{- with .values.ingress.annotations }}
+  {{- with include "veil.kept" .values.ingress.annotations | fromJson }}
   annotations:
     {{- toYaml . | nindent 4 }}
   {{- end }}

@@ -3,6 +3,19 @@
 {{- kindIs "string" . | ternary . (toJson .) | quote }}
 {{- end }}
 
+{{/* A map as JSON, without values that are null, by which a later file drops those of an earlier one. */}}
+{{- define "veil.kept" -}}
+{{- $kept := dict }}
+{{- range $name, $value := . }}
+{{- if kindIs "map" $value }}
+{{- $_ := set $kept $name (include "veil.kept" $value | fromJson) }}
+{{- else if not (kindIs "invalid" $value) }}
+{{- $_ := set $kept $name $value }}
+{{- end }}
+{{- end }}
+{{- toJson $kept }}
+{{- end }}
+
 {{/* Fail if the variable `name` is a secret, or its `value` contains one. `place` is where it stands. */}}
 {{- define "veil.refuseSecret" -}}
 {{- $problem := "" }}
@@ -18,7 +31,7 @@
 
 {{/* The enabled components that read the routes, with their values and settings, as YAML. */}}
 {{- define "veil.routeReaders" -}}
-{{- $own := .Values.triggers.settings }}
+{{- $own := .Values.triggers.settings | default dict }}
 {{- $readers := dict "worker" (dict "values" .Values.worker "settings" dict) "review" (dict "values" .Values.review "settings" dict) }}
 {{- range $name, $values := omit .Values.triggers "settings" }}
 {{- $_ := set $readers (printf "triggers.%s" $name) (dict "values" $values "settings" $own) }}
@@ -45,7 +58,7 @@
 {{- if not (or $settings.VEIL_ROUTES $file) }}
 {{- fail (printf "%s needs routes: settings.VEIL_ROUTES, such as s3://camera-uploads=s3://camera-clean, or VEIL_ROUTES_FILE" $name) }}
 {{- end }}
-{{- $found := or (not $file) (eq $file "from elsewhere") (hasKey $.Values.files (trimPrefix "/etc/veil/" $file)) }}
+{{- $found := or (not $file) (eq $file "from elsewhere") (get $.Values.files (trimPrefix "/etc/veil/" $file)) }}
 {{- range $reader.mounts }}
 {{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $file) }}{{ $found = true }}{{ end }}
 {{- end }}
@@ -53,6 +66,70 @@
 {{- fail (printf "%s has no file %s, which VEIL_ROUTES_FILE names: put it into `files`, which are mounted on /etc/veil, or mount it with volumeMounts" $name $file) }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Fail for an address of the metrics at which the probes do not reach a pod, and for one of some pods alone. */}}
+{{- define "veil.checkMetrics" -}}
+{{- if not (regexMatch "^(0[.]0[.]0[.]0|\\[::\\]):[0-9]+$" .Values.settings.VEIL_METRICS) }}
+{{- $port := include "veil.metricsPort" . }}
+{{- fail (printf "settings.VEIL_METRICS is %s, at which neither the probes nor Prometheus reach a pod: write 0.0.0.0:%s, or \"[::]:%s\" with IPv6 alone" .Values.settings.VEIL_METRICS $port $port) }}
+{{- end }}
+{{- $elsewhere := list }}
+{{- with get (.Values.triggers.settings | default dict) "VEIL_METRICS" }}{{ $elsewhere = append $elsewhere "triggers.settings" }}{{ end }}
+{{- range .Values.env }}{{ if eq .name "VEIL_METRICS" }}{{ $elsewhere = append $elsewhere "env" }}{{ end }}{{ end }}
+{{- with $elsewhere }}
+{{- fail (printf "%s: VEIL_METRICS has its place in `settings` alone, where the probes of all pods find the port" (first .)) }}
+{{- end }}
+{{- end }}
+
+{{/* Fail if the `args` of `place` have one of the `flags` that the chart gives the command itself. */}}
+{{- define "veil.refuseFlags" -}}
+{{- range $argument := .args }}
+{{- range $flag, $instead := $.flags }}
+{{- $given := regexReplaceAll "^-+" (regexFind "^--?[A-Za-z_-]+" $argument) "" | replace "_" "-" }}
+{{- if eq $given $flag }}
+{{- fail (printf "%s.args has %s, which the chart sets itself: %s" $.place $argument $instead) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Fail for flags in `args` that contradict those of the chart. */}}
+{{- define "veil.checkFlags" -}}
+{{- $host := "leave it out; all pods listen at the host of settings.VEIL_METRICS" }}
+{{- $triggers := dict "http" "triggers.webhook.enabled starts it, at the host of settings.VEIL_METRICS"
+  "sqs" "use triggers.sqs.enabled and queueUrl" "poll" "use triggers.poll.enabled and seconds" }}
+{{- range $name, $values := omit .Values.triggers "settings" }}
+{{- include "veil.refuseFlags" (dict "place" (printf "triggers.%s" $name) "args" $values.args "flags" $triggers) }}
+{{- end }}
+{{- include "veil.refuseFlags" (dict "place" "review" "args" .Values.review.args "flags" (dict "http" $host)) }}
+{{- $flower := dict "app" "it is tasks.app" "A" "it is tasks.app" "address" $host "port" "the Service has port 5555"
+  "url-prefix" "use flower.ingress.path" "db" "use flower.existingClaim" "persistent" "use flower.existingClaim" }}
+{{- include "veil.refuseFlags" (dict "place" "flower" "args" .Values.flower.args "flags" $flower) }}
+{{- end }}
+
+{{/* Fail if workers have a password of Redis or its sentinels that KEDA lacks. `parameters` are those of KEDA. */}}
+{{- define "veil.checkKeda" -}}
+{{- $given := list }}
+{{- range $name, $value := .root.Values.settings }}{{ if $value }}{{ $given = append $given $name }}{{ end }}{{ end }}
+{{- range .root.Values.env }}{{ $given = append $given .name }}{{ end }}
+{{- range pick .root.Values.secrets "all" "store" "worker" }}
+{{- range . }}{{ $given = append $given .variable }}{{ end }}
+{{- end }}
+{{- $known := list }}
+{{- range .parameters }}{{ $known = append $known .parameter }}{{ end }}
+{{- range $variable, $parameter := .passwords }}
+{{- range $name := list $variable (printf "%s_FILE" $variable) }}
+{{- if and (has $name $given) (not (has $parameter $known)) }}
+{{- fail (printf "autoscaling.enabled needs the password of %s for KEDA too: name its Secret in autoscaling.authentication, as {parameter: %s, name: SECRET, key: KEY}" $name $parameter) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The host at which all pods listen, as that of VEIL_METRICS: 0.0.0.0 or [::]. */}}
+{{- define "veil.host" -}}
+{{- trimSuffix (printf ":%s" (include "veil.metricsPort" .)) .Values.settings.VEIL_METRICS }}
 {{- end }}
 
 {{/* The port of VEIL_METRICS, HOST:PORT. */}}

@@ -4,6 +4,8 @@ ends nothing.
 
 import io
 import os
+import subprocess
+import sys
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -466,3 +468,26 @@ def test_a_damaged_picture_without_a_suffix_is_a_failure_and_not_ignored(folder,
         "UnreadableImage",
     )
     assert outcomes["notes"].status == "ignored"
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings", "expected"),
+    [
+        ("numpy", {}, "numpy is not installed here: pip install 'veil[worker]'"),
+        ("nothing", {"VEIL_MODEL": "/no/such/model"}, "/no/such/model"),
+    ],
+)
+def test_a_command_that_cannot_begin_makes_no_folder(tmp_path, missing, settings, expected):
+    (tmp_path / "a.png").write_bytes(picture())
+    target = tmp_path / "out"
+    program = f"import sys; sys.modules[{missing!r}] = None; from worker.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "anonymize", str(tmp_path / "a.png"), "-o", str(target)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert not target.exists()
