@@ -22,8 +22,8 @@ def refused(error: NoPermissionError, patterns: Iterable[str]) -> QueueUnavailab
     """Return the error of a subscription to `patterns` that Redis refuses its user."""
     rules = " ".join(f"'&{pattern}'" for pattern in patterns)
     return QueueUnavailable(
-        f"Redis refuses a subscription: {error!s:.200}: give the user in VEIL_REDIS_URL these rules, "
-        f"word for word, as a rule with another star does not include them: {rules}"
+        f"Redis refuses a subscription: {error!s:.200}: give the user in VEIL_REDIS_URL these "
+        f"rules, word for word, as a rule with another star does not include them: {rules}"
     )
 
 

@@ -204,8 +204,8 @@ def test_a_user_without_the_patterns_of_broadcasts_is_told_so_by_workers_and_by_
     for missing in (rule, other_rule):
         wait_until(lambda missing=missing: missing in str(worker.lines("broadcasts refused")), 30)
     for line in worker.lines("broadcasts refused"):
-        assert line["message"].startswith("Redis refuses a command: ")
-        assert "give the user in VEIL_REDIS_URL this right" in line["message"]
+        assert line["message"].startswith("Redis refuses a subscription: ")
+        assert "give the user in VEIL_REDIS_URL these rules" in line["message"]
     assert not worker.lines("junk broadcast")
 
     status = veil("status", "--workers", "--once", environment=team)
