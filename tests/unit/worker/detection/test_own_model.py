@@ -54,7 +54,7 @@ def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["gone.zip", "gone", "link.zip"])
 def test_a_path_that_does_not_exist_is_named(tmp_path, name):
     (tmp_path / "link.zip").symlink_to("gone.zip")
-    with pytest.raises(ModelInvalid, match=f"{name} does not exist: set VEIL_MODEL to "):
+    with pytest.raises(ModelInvalid, match=f"{name} does not exist: give "):
         own_model.folder(str(tmp_path / name), no_store)
 
 
@@ -152,7 +152,7 @@ def test_an_invalid_zip_or_model_is_refused_in_one_line(archive, tmp_path, cache
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
 
     for path, said in (
-        (tmp_path / "a.zip", "is no ZIP .*: set VEIL_MODEL to the folder of a SavedModel"),
+        (tmp_path / "a.zip", "is no ZIP .*: give the folder of a SavedModel"),
         (tmp_path / "cut.zip", "is no ZIP"),
         (archive(members={"readme.txt": b"hello"}), "holds no saved_model.pb"),
     ):
@@ -165,7 +165,7 @@ def test_an_invalid_zip_or_model_is_refused_in_one_line(archive, tmp_path, cache
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("face.onnx", "is an ONNX file: convert it, for example with onnx2tf; VEIL_MODEL takes"),
+        ("face.onnx", "is an ONNX file: convert it, for example with onnx2tf; a model is"),
         ("face.h5", "is a Keras file: export it as a SavedModel with `model.export"),
         ("face.keras", "is a Keras file: export"),
         ("face.PT", "is a PyTorch file: export it to ONNX"),
