@@ -157,9 +157,7 @@ def _from_zip(digest: str, path: Path, name: str, pin: str | None) -> Path:
 def _check_digest(root: Path, name: str, pin: str, more: str = "") -> None:
     """Raise ModelInvalid if the files below `root` do not have the digest `pin`."""
     if (digest := digest_of(root)) != pin:
-        raise ModelInvalid(
-            f"{name} has the digest {digest}{more}, not {pin}: not used; see VEIL_MODEL_SHA256"
-        )
+        raise ModelInvalid(f"{name} has the digest {digest}{more}, not {pin}, its pin: not used")
 
 
 def _unpacked(digest: str, path: Path, name: str) -> Path:
