@@ -200,7 +200,7 @@ def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("veil: ModelInvalid: own.zip can't be loaded: ")
+    assert line.startswith("veil: ModelInvalid: VEIL_MODEL: own.zip can't be loaded: ")
 
 
 REFUSALS = pytest.mark.parametrize(
