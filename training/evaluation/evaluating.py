@@ -27,12 +27,13 @@ from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput, one_by_one
 from worker.masking import hiding
-from worker.masking.regions import WHOLE, MaskStyle, covered_pixels, regions
+from worker.masking.regions import MaskStyle, covered_pixels, regions
 from worker.model_settings import DEFAULT, PLATES, ModelAddress
 from worker.models import LITERT_MODULE, load_folder, load_model
 from worker.pixels import Pixels
-from worker.searches import threshold_of
+from worker.searches import rules_of_treatment, threshold_of
 from worker.settings import WorkerSettings
+from worker.treatments import Treatments
 
 BUNDLED = {DEFAULT: FACE, PLATES: plates.LABEL}  # the models that come with Veil; their labels
 FLOOR = 0.05  # the lowest threshold that is evaluated
@@ -196,7 +197,7 @@ def evaluate(
     most `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. The model to compare with
     keeps its own.
     """
-    style = mask_style(settings)
+    treatments = Treatments(mask_style(settings), dataset.labels, rules_of_treatment(settings))
     model, name = load(address, settings), Path(address).name
     of_run = is_run(Path(address).expanduser())
     is_bundled = address in BUNDLED and not of_run
@@ -206,7 +207,7 @@ def evaluate(
     figures = []
     for label in labels:
         infer = answers.of_class(numbers[label])
-        measured = _Measured(dataset, split, label, look, _style_for(label, style), alarms)
+        measured = _Measured(dataset, split, label, look, treatments.of(label).style, alarms)
         # A run has no threshold of its own before it is exported.
         served = threshold_of(settings, label, 0 if of_run else model.score_threshold) or None
         figures.append(measured.figures(name, infer, model.fixed_size, threshold, served))
@@ -256,11 +257,6 @@ def class_numbers(folder: Path, labels: Sequence[str]) -> dict[str, int | None]:
             f"{', '.join(stated) or 'no labels in its veil.json'}"
         )
     return {label: stated[label] for label in labels}
-
-
-def _style_for(label: str, style: MaskStyle) -> MaskStyle:
-    """Return `style`, with masks of whole objects for a label other than FACE."""
-    return style if label == FACE else replace(style, region=WHOLE)
 
 
 @dataclass(frozen=True)

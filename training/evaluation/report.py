@@ -31,10 +31,10 @@ HIDDEN_FACES = (
     "Faces without a label count as false alarms and as spill."
 )
 HIDDEN_OBJECTS = (
-    "Objects of this label are hidden as by a worker with `VEIL_REGION=full`. One is exposed when "
-    f"less than {HIDDEN:.0%} of its box is hidden. Spill is the share of changed pixels among "
-    "those away from everything labelled. Objects without a label count as false alarms and as "
-    "spill."
+    "Objects of this label are hidden as by a worker: all of each with its margin, which "
+    f"`VEIL_RULES` sets. One is exposed when less than {HIDDEN:.0%} of its box is hidden. Spill is "
+    "the share of changed pixels among those away from everything labelled. Objects without a "
+    "label count as false alarms and as spill."
 )
 AS_SERVED = (
     "As served is the threshold with which a worker would use the model: that of "

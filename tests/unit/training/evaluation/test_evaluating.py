@@ -37,10 +37,10 @@ def dataset(tmp_path):
     return importing.run(labelled, tmp_path / "set", choice).dataset
 
 
-def model(folder, labels):
+def model(folder, labels, plate=PLATE):
     """Return a model that finds the face, the plate in another place, and a false alarm."""
     (folder / "veil.json").write_text(json.dumps({"labels": labels}))
-    boxes = np.array([FACE, PLATE, ALARM], np.float32)
+    boxes = np.array([FACE, plate, ALARM], np.float32)
     found = Detections(boxes, np.array([0.9, 0.8, 0.6], np.float32), classes=np.array([1, 2, 2]))
     return SimpleNamespace(
         folder=folder,
@@ -90,7 +90,7 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     )
     assert "| run, as served | 1.000 | 1.000 | 1.000 | 0.700 | 0.00 | 0 of 3 |" in text
     assert (tmp_path / "report" / "plate" / "precision_recall.png").is_file()
-    assert "VEIL_REGION=full" in (tmp_path / "report" / "plate" / "report.md").read_text()
+    assert "`VEIL_RULES` sets" in (tmp_path / "report" / "plate" / "report.md").read_text()
 
 
 def test_a_plate_is_exposed_unless_nearly_all_of_it_is_hidden(dataset, tmp_path, monkeypatch):
@@ -189,3 +189,14 @@ def test_a_bundled_model_is_refused_for_a_data_set_without_its_label(dataset, mo
     faces = replace(dataset, labels=("FACE",))
     with pytest.raises(ModelInvalid, match=r"plates finds plate, .* has FACE: .* --classes plate"):
         evaluate(faces, monkeypatch, bundled["plates"], address="plates")
+
+
+@pytest.mark.parametrize(("rules", "exposed"), [("", 0), ("plate: margin=0", 3)])
+def test_objects_are_hidden_with_the_margin_of_a_worker(
+    rules, exposed, dataset, tmp_path, monkeypatch
+):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"}, plate=[75, 64, 105, 76])
+
+    _, plates = evaluate(dataset, monkeypatch, made, settings=WorkerSettings(rules=rules))
+
+    assert plates.hidden.exposed == exposed
