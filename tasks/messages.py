@@ -136,7 +136,10 @@ def label_of(value: str) -> str:
 
 
 def _one_for_each(rules: Any) -> Any:
-    """Return `rules` by label. Raises ValueError for two of one label; FACE may be in any case."""
+    """Return `rules` by label, of which FACE may be in any case.
+
+    Raises ValueError for another form, and for two rules of one label.
+    """
     if not isinstance(rules, dict) or any(isinstance(one, str) for one in rules.values()):
         raise ValueError(f"give an object with an object for each label, such as {RULES_EXAMPLE}")
     names = list(rules)

@@ -318,6 +318,12 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(
         with Image.open(folder / f"{name}.png") as plot:
             plot.load()
 
+    look = ["--side", 256, "--to", tmp_path / "of-default", "--json"]
+    (judged,) = train("evaluate", "default", tmp_path / "set-coco", *look)
+    (figures,) = judged["models"]
+    assert figures["as_served"]["threshold"] == 0.17
+    assert figures["as_served"]["recall"] > 0.5
+
     (made,) = train(
         "export", tmp_path / "run", "--to", tmp_path / "export", "--threshold", 0.3, "--json"
     )
