@@ -56,6 +56,7 @@ REFUSED_HEADER = "veil_refused"
 FACE = "FACE"
 """The label of faces, and of everything that a model without labels finds."""
 MAX_LABEL_LENGTH = 64  # characters
+RULES_EXAMPLE = '{"plate": {"method": "fill", "margin": 0.2}}'
 MAX_RULES = 100  # labels that a request may have rules for
 
 REGIONS = {"top": 0.7, "full": 1.0}
@@ -135,8 +136,13 @@ def label_of(value: str) -> str:
 
 
 def _one_for_each(rules: Any) -> Any:
-    """Return `rules` by label. Raises ValueError for two of one label; FACE may be in any case."""
-    names = list(rules) if isinstance(rules, dict) else []
+    """Return `rules` by label, of which FACE may be in any case.
+
+    Raises ValueError for another form, and for two rules of one label.
+    """
+    if not isinstance(rules, dict) or any(isinstance(one, str) for one in rules.values()):
+        raise ValueError(f"give an object with an object for each label, such as {RULES_EXAMPLE}")
+    names = list(rules)
     stripped = [name.strip() for name in names if isinstance(name, str)]
     labels = [FACE if name.upper() == FACE else name for name in stripped]
     if len(set(labels)) < len(labels):

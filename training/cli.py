@@ -297,7 +297,11 @@ def fit(
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A finished run, or what VEIL_MODEL may be.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A finished run, or what an entry of VEIL_MODELS may be, such as default.",
+        ),
     ],
     folder: Annotated[
         Path, typer.Argument(metavar="DATASET", help="As `veil train import` made it.")
@@ -380,6 +384,12 @@ def evaluate(
             f"recall {figures['recall']} at {figures['threshold']}, "
             f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
         )
+        if served := figures["as_served"]:
+            print(
+                f"{figures['model']}{label}, as served: recall {served['recall']} at "
+                f"{served['threshold']}, exposed {served['exposed']} of {served['faces']}, "
+                f"spill {served['spill']:.2%}"
+            )
     print(report.threshold_line(content))
     if run:
         _print_links(run)
@@ -393,9 +403,10 @@ def _report_folder(run: "Run | None", model: str) -> Path:
     if run:
         return run.folder / REPORTS
     from training.data.dataset import INDEX
+    from worker.model_settings import DEFAULT, PLATES
 
     home = Path(model).expanduser()
-    if "://" not in model and not home.exists():
+    if "://" not in model and model not in (DEFAULT, PLATES) and not home.exists():
         raise typer.BadParameter(f"{model} does not exist", param_hint="MODEL")
     if (home / INDEX).is_file():
         raise typer.BadParameter(
@@ -447,15 +458,14 @@ def export(
     from training import exporting
     from training.run import Run
     from worker import logs
-    from worker.detection.evaluation import Evaluation
+    from worker.detection.evaluation import drawbacks_of
     from worker.settings import WorkerSettings
 
     logs.configure(WorkerSettings.load().log_format)
     run = Run.load(folder)
     exported = exporting.export(run, to, threshold)
     metadata = exported.metadata
-    evaluation = Evaluation.parse(metadata.get("evaluation"))
-    _warn_of(evaluation.drawbacks() if evaluation else [])
+    _warn_of(drawbacks_of(metadata.get("evaluation")))
     if as_json:
         print(json.dumps({"zip": str(exported.zip), "difference": exported.difference, **metadata}))
         return
@@ -474,11 +484,11 @@ def _setting_line(exported: "Exported") -> str:
 
     The default model stays beside one that finds no faces, or hides them worse.
     """
-    from worker.detection.evaluation import Evaluation
+    from worker.detection.evaluation import evaluations
 
     metadata = exported.metadata
-    evaluation = Evaluation.parse(metadata.get("evaluation"))
-    is_worse = evaluation is not None and bool(evaluation.drawbacks())
+    measured = evaluations(metadata.get("evaluation"))
+    is_worse = any(one.label == FACE and one.drawbacks() for one in measured)
     if FACE in metadata["labels"].values() and not is_worse:
         return f"VEIL_MODEL={exported.zip}"
     return f"VEIL_MODELS=default,{exported.zip}"
@@ -495,7 +505,7 @@ def _eight_bits_line(folder: Path, difference: float) -> str:
 
 
 def _warn_of(drawbacks: list[str]) -> None:
-    """Print on stderr in which respects the bundled detector hides faces better than a model."""
+    """Print on stderr in which respects a model hides objects badly."""
     for drawback in drawbacks:
         print(f"veil: warning: {drawback}", file=sys.stderr)
 
@@ -631,7 +641,12 @@ def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | Non
     if start == DEFAULT:
         return CENTERFACE, DEFAULT, PUBLISHED.sha256
     if start is not None:
-        run = Run.load(Path(start).expanduser())
+        folder = Path(start).expanduser()
+        if not folder.exists():
+            raise TrainingFailed(
+                f"--start {start} does not exist: give a finished run, or {DEFAULT}"
+            )
+        run = Run.load(folder)
         run.require_finished()
         return run.recipe.size, str(run.folder), _digest(run.folder / WEIGHTS, "--start")
     if weights == "none":

@@ -75,6 +75,8 @@ class Run:
             classes = tuple(map(str, recipe.pop("classes", (FACE,))))
             return cls(folder, Recipe(**recipe, classes=classes), content["data"])
         except FileNotFoundError:
+            if not folder.exists():
+                raise TrainingFailed(f"{folder} does not exist: give the folder of a run") from None
             raise TrainingFailed(
                 f"{folder} holds no {DESCRIPTION}: begin a run with `veil train fit`"
             ) from None
@@ -227,14 +229,18 @@ def _initial_weights(weights: str) -> str:
 def stated(content: dict[str, Any]) -> dict[str, Any]:
     """Return the part of an evaluation's JSON that an exported model states in its veil.json.
 
-    The figures are those of FACE, or else of the first label. ``labels`` has those of each label.
+    The figures are those of FACE, or else of the first label. ``labels`` has those of each label,
+    and of the bundled detector that finds it.
     """
     names = ("threshold", "exposed", "faces", "spill")
     by_label: dict[str, list[dict[str, Any]]] = {}
     for figures in content["models"]:
         its = {name: figures[name] for name in names}
         by_label.setdefault(figures.get("label", FACE), []).append(its)
-    own, *others = by_label.get(FACE) or next(iter(by_label.values()))
+    labels = {
+        label: {**results[0], "bundled": results[1] if len(results) > 1 else None}
+        for label, results in by_label.items()
+    }
+    main = labels.get(FACE) or next(iter(labels.values()))
     about = {name: content[name] for name in ("data", "split", "pictures", "look")}
-    labels = {label: results[0] for label, results in by_label.items()}
-    return {**about, **own, "bundled": others[0] if others else None, "labels": labels}
+    return {**about, **main, "labels": labels}

@@ -430,11 +430,16 @@ def _infer(settings: WorkerSettings, models: Sequence[LoadedModel], watch: Watch
 def _labels_to_hide(settings: WorkerSettings, models: Sequence[LoadedModel]) -> tuple[str, ...]:
     """Return the labels that `models` search for, and log it if faces are not among them."""
     labels = searches.labels_to_hide(settings, models)
+    warn_of_faces(labels)
+    return labels
+
+
+def warn_of_faces(labels: Sequence[str]) -> None:
+    """Log a warning if faces are not among the `labels` that are searched for."""
     if FACE not in labels:
         structlog.get_logger("veil").warning(
             "faces are not searched for", labels=", ".join(labels), effect="faces stay visible"
         )
-    return labels
 
 
 def _detector(

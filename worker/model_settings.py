@@ -1,13 +1,14 @@
 """The models of a worker and the rules of their labels, as the settings name them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tasks.messages import Rule, label_of
 from tasks.rules import EVERY_OTHER, parse_rules
+from tasks.settings import PREFIX
 from worker.detection import plates
 from worker.detection.presets import Turned
 
@@ -20,13 +21,17 @@ MIN_SCALE, MAX_SCALE = 64, 8192
 
 @dataclass(frozen=True)
 class ModelAddress:
-    """A model: its folder, ZIP or ``s3://`` address, None for the default one, and its pin."""
+    """A model: its folder, ZIP or ``s3://`` address, None for the default one, and its pin.
+
+    `setting` is the name of the setting that names it.
+    """
 
     address: str | None = None
     sha256: str | None = None
+    setting: str = field(default=f"{PREFIX}MODEL", compare=False)
 
     @classmethod
-    def parse(cls, text: str) -> "ModelAddress":
+    def parse(cls, text: str, setting: str = f"{PREFIX}MODELS") -> "ModelAddress":
         """Return the model that an entry of VEIL_MODELS names.
 
         Raises ValueError for a pin that is no digest, for the pin of a model that comes with Veil,
@@ -38,12 +43,12 @@ class ModelAddress:
         if address in (DEFAULT, PLATES) and sign:
             raise ValueError(f"{address} comes with Veil and needs no {PIN}")
         if address == DEFAULT:
-            return cls()
+            return cls(setting=setting)
         if address == PLATES:
-            return cls(str(plates.folder()))
+            return cls(str(plates.folder()), setting=setting)
         if not address:
             raise ValueError(f"{text:.200} names no model")
-        return cls(address, pin.lower() or None)
+        return cls(address, pin.lower() or None, setting)
 
 
 def _sides(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tasks.errors import ModelInvalid
+from tasks.settings import PREFIX
 from worker import searches
 from worker.process import processors
 from worker.searches import LoadedModel
@@ -25,8 +26,20 @@ GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other G
 
 
 def load_models(settings: WorkerSettings) -> list[LoadedModel]:
-    """Return the models of `settings`, tested. Raises the errors of load_model."""
-    return [loaded(load_model(one), one) for one in searches.settings_of_models(settings)]
+    """Return the models of `settings`, tested.
+
+    Raises the errors of load_model, which name the setting of a model that is not the default one.
+    """
+    found = []
+    named = settings.model_addresses()
+    for address, one in zip(named, searches.settings_of_models(settings), strict=True):
+        try:
+            found.append(loaded(load_model(one, address.setting), one))
+        except ModelInvalid as error:
+            if address.address is None:
+                raise
+            raise ModelInvalid(f"{address.setting}: {error}") from None
+    return found
 
 
 def loaded(model: "Model", settings: WorkerSettings) -> LoadedModel:
@@ -37,8 +50,10 @@ def loaded(model: "Model", settings: WorkerSettings) -> LoadedModel:
     return LoadedModel(model, classes, settings)
 
 
-def load_model(settings: WorkerSettings) -> "Model":
+def load_model(settings: WorkerSettings, named_in: str = f"{PREFIX}MODEL") -> "Model":
     """Return the one model of `settings`, tested. The default model is built on first use.
+
+    `named_in` is the setting that names the model, for warnings.
 
     Raises ModelInvalid if it cannot be loaded or fails its test. Raises the errors of S3 if the
     model is stored there.
@@ -51,7 +66,7 @@ def load_model(settings: WorkerSettings) -> "Model":
         return model
     threshold = searches.lowest_threshold(settings, model.folder, model.name)
     known_face.try_own(model, threshold, loaded(model, settings).classes)
-    _warn_of_evaluation(model)
+    _warn_of_evaluation(model, named_in)
     if settings.model.startswith("s3://") and settings.model_sha256 is None:
         structlog.get_logger("veil").warning(
             "the model is not pinned",
@@ -63,18 +78,18 @@ def load_model(settings: WorkerSettings) -> "Model":
     return model
 
 
-def _warn_of_evaluation(model: "Model") -> None:
-    """Log a warning if the model's own evaluation says that the bundled detector is better."""
-    from worker.detection.evaluation import stated_evaluation
+def _warn_of_evaluation(model: "Model", named_in: str) -> None:
+    """Log a warning if the model's own evaluation says that it hides objects badly."""
+    from worker.detection.evaluation import stated_evaluations
 
-    evaluation = stated_evaluation(model.folder)
-    if evaluation and (drawbacks := evaluation.drawbacks()):
+    bad = [one for one in stated_evaluations(model.folder) if one.drawbacks()]
+    if bad:
         structlog.get_logger("veil").warning(
-            "the model hides faces worse than the bundled detector",
+            "the model did badly in its own evaluation",
             model=model.name,
-            evaluation="; ".join(drawbacks),
-            evaluated_threshold=evaluation.threshold,
-            effect="train it longer, or unset VEIL_MODEL",
+            evaluation="; ".join(drawback for one in bad for drawback in one.drawbacks()),
+            evaluated_threshold=min(one.threshold for one in bad),
+            effect=f"train it longer, or take it out of {named_in}",
         )
 
 
@@ -109,7 +124,7 @@ def load_folder(
     """
     if (folder / TRAINING_RUN).is_file():
         raise ModelInvalid(
-            f"{name or folder} is a training run: set VEIL_MODEL to what `veil train export` made"
+            f"{name or folder} is a training run: give what `veil train export` made of it"
         )
     if settings.engine == "litert" or _has_network_alone(folder):
         return _load_for_litert(settings, folder, digest_in_8_bits, name)

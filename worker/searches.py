@@ -16,7 +16,7 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from worker.detection.labelled import Search
     from worker.detection.model import Model
-    from worker.detection.tiled import ModelInput
+    from worker.detection.tiled import ModelInput, TooMany
     from worker.treatments import Treatments
 
 NEAR_MARGIN = 0.05  # Scores that exceed the threshold by less than this are near it.
@@ -128,9 +128,27 @@ def searches_of(
                     takes,
                     settings.detect_seconds * passes.passes,
                     loaded.classes,
+                    _too_many(loaded, label, threshold, is_first=number == 0),
                 )
             )
     return tuple(found)
+
+
+def _too_many(loaded: LoadedModel, label: str, threshold: float, *, is_first: bool) -> "TooMany":
+    """Return the errors of a picture with more objects of `label` than the model can return.
+
+    They name the setting that decides the threshold of this model and label.
+    """
+    from worker.detection.tiled import TOO_MANY_FACES, TooMany
+
+    has_rule = rule_of(loaded.settings, label).threshold is not None
+    if is_first and loaded.labels == (FACE,) and not has_rule:
+        return TOO_MANY_FACES
+    return TooMany(
+        f"the model {loaded.model.name}",
+        "faces" if label == FACE else f"objects of the label {label}",
+        f'set {PREFIX}RULES="{label}: threshold=…" above {threshold:g}',
+    )
 
 
 def passes_of(settings: WorkerSettings, label: str) -> PassSettings:

@@ -492,7 +492,7 @@ class WorkerSettings(UploadSettings):
             found = [ModelAddress.parse(text) for text in self.models]
         else:
             found = [ModelAddress(self.model, self.model_sha256)]
-        if self.plates and (bundled := ModelAddress.parse(PLATES)) not in found:
+        if self.plates and (bundled := ModelAddress.parse(PLATES, f"{PREFIX}PLATES")) not in found:
             found.append(bundled)
         return tuple(found)
 

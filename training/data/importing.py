@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tasks.errors import DatasetInvalid, VeilError
+from tasks.errors import DatasetInvalid, InvalidRequest, VeilError
 from training import folders
 from training.data import dataset, likeness, misread
 from training.data.dataset import FACE, Box, Dataset, Picture
@@ -59,13 +59,18 @@ class Choice:
         """Return the choice of labels `classes`; without them, all labels become FACE.
 
         A class keeps the boxes of its own label, unless `mapping` maps others to it. The label
-        ``face`` becomes FACE.
+        FACE may be in any case of its letters. Raise InvalidRequest for two targets of one label.
         """
+        targets: dict[str, str] = {}
+        for name, target in mapping.items():
+            label, became = _label(name), _label(target)
+            if targets.setdefault(label, became) != became:
+                raise InvalidRequest(f"--map: {label} becomes both {targets[label]} and {became}")
         if not classes:
-            return cls(mapping, val, test)
-        names = {name: FACE if name.lower() == FACE.lower() else name for name in classes}
-        own = {name: label for name, label in names.items() if label not in mapping.values()}
-        return cls({**own, **mapping}, val, test, tuple(dict.fromkeys(names.values())))
+            return cls(targets, val, test)
+        labels = tuple(dict.fromkeys(map(_label, classes)))
+        own = {label: label for label in labels if label not in targets.values()}
+        return cls({**own, **targets}, val, test, labels)
 
 
 @dataclass
@@ -142,7 +147,7 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     mapped: Counter[tuple[str, str]] = Counter()
     for each in labelled:
         mapped.update((label.name, _target(label, choice.mapping)) for label in each.labels)
-    _check_mapping(choice, {name for name, _ in mapped})
+    _check_mapping(choice, {_label(name) for name, _ in mapped})
     problems: defaultdict[str, Problem] = defaultdict(Problem)
     with folders.written_beside(folder) as work:
         (work / "images").mkdir(parents=True)
@@ -324,7 +329,12 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
 def _target(label: Label, mapping: Mapping[str, str]) -> str:
     if label.ignored:
         return IGNORE
-    return mapping.get(label.name, DROP if mapping else FACE)
+    return mapping.get(_label(label.name), DROP if mapping else FACE)
+
+
+def _label(name: str) -> str:
+    """Return the label `name`, whose letters may be of any case if it is FACE."""
+    return FACE if name.strip().upper() == FACE else name
 
 
 def _in_pixels(box: Box, scale: tuple[int, int]) -> Box:

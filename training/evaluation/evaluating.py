@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,23 @@ from training.evaluation import scoring
 from training.evaluation.scoring import Curve, Judged
 from training.run import DESCRIPTION, Run
 from worker.bootstrap import mask_style
-from worker.commands.progress import progress_bar
-from worker.detection import own_model
+from worker.commands.progress import Bar, progress_bar
+from worker.detection import own_model, plates
 from worker.detection.faces import Boxes, Detections
 from worker.detection.model import DEFAULT_THRESHOLD, Model, stated_labels
 from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput, one_by_one
 from worker.masking import hiding
-from worker.masking.regions import WHOLE, MaskStyle, covered_pixels, regions
-from worker.models import load_folder, load_model
+from worker.masking.regions import MaskStyle, covered_pixels, regions
+from worker.model_settings import DEFAULT, PLATES, ModelAddress
+from worker.models import LITERT_MODULE, load_folder, load_model
 from worker.pixels import Pixels
+from worker.searches import rules_of_treatment, threshold_of
 from worker.settings import WorkerSettings
+from worker.treatments import Treatments
 
+BUNDLED = {DEFAULT: FACE, PLATES: plates.LABEL}  # the models that come with Veil; their labels
 FLOOR = 0.05  # the lowest threshold that is evaluated
 MAX_THRESHOLD = 0.99  # the highest threshold that is proposed, and that `export` accepts
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
@@ -71,18 +77,10 @@ class Remembering:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The results of one model for one label. `shown` contains the pictures at `threshold`.
+class Hidden:
+    """The results of hiding all that is found from `threshold` on, in the pictures `shown`."""
 
-    `is_within_budget` is False if no threshold has as few false alarms as were asked for.
-    """
-
-    name: str
-    label: str
     threshold: float
-    is_within_budget: bool
-    precision: dict[str, float | None]
-    curve: Curve
     exposed: int
     faces: int
     spill: float
@@ -91,16 +89,10 @@ class Figures:
     def summary(self) -> dict[str, Any]:
         recall, precision, alarms = self.at_threshold()
         return {
-            "model": self.name,
-            "label": self.label,
             "threshold": round(self.threshold, 4),
-            **self.precision,
             "recall": recall,
             "precision": precision,
             "false_alarms_a_picture": alarms,
-            "recall_by_false_alarms": {
-                str(rate): round(self.curve.recall_at(rate), 4) for rate in ALARM_RATES
-            },
             "exposed": self.exposed,
             "faces": self.faces,
             "spill": round(self.spill, 5),
@@ -117,24 +109,74 @@ class Figures:
         )
 
 
+@dataclass(frozen=True)
+class Figures:
+    """The results of one model for one label, `hidden` at the threshold that is judged.
+
+    `is_within_budget` is False if no threshold has as few false alarms as were asked for.
+    `as_served` has the results at the threshold with which a worker would use the model; None if it
+    has none yet, or for the bundled model, which is judged there.
+    """
+
+    name: str
+    label: str
+    is_within_budget: bool
+    precision: dict[str, float | None]
+    curve: Curve
+    hidden: Hidden
+    as_served: Hidden | None = None
+
+    @property
+    def threshold(self) -> float:
+        return self.hidden.threshold
+
+    def summary(self) -> dict[str, Any]:
+        rates = {str(rate): round(self.curve.recall_at(rate), 4) for rate in ALARM_RATES}
+        return {
+            "model": self.name,
+            "label": self.label,
+            **self.precision,
+            "recall_by_false_alarms": rates,
+            **self.hidden.summary(),
+            "as_served": self.as_served.summary() if self.as_served else None,
+        }
+
+
 def load(address: str, settings: WorkerSettings) -> Model:
     """Return the model at `address`: a finished run, or a SavedModel as in VEIL_MODEL.
 
     A run is saved first, so that the evaluation measures the model that would be served, with the
-    engine that a worker would choose on this machine.
+    engine that a worker would choose on this machine. ``default`` and ``plates`` are the models
+    that come with Veil, unless a run has this name.
     """
     path = Path(address).expanduser()
-    if (path / DESCRIPTION).is_file():
+    if is_run(path):
         from training import exporting
 
         return load_folder(_with_floor(settings), exporting.saved_model(Run.load(path)))
+    if address in BUNDLED:
+        return bundled_model(address, settings)
     folder = own_model.folder(address, lambda: ObjectStore.connect(settings))
     return load_folder(_with_floor(settings), folder, name=address)
 
 
+def is_run(path: Path) -> bool:
+    return (path / DESCRIPTION).is_file()
+
+
+def bundled_model(name: str, settings: WorkerSettings) -> Model:
+    """Return the model that comes with Veil as `name`, tested. Raises ModelInvalid without it."""
+    try:
+        named = ModelAddress.parse(name)
+    except ValueError as error:
+        raise ModelInvalid(str(error)) from None
+    changes = {"model": named.address, "model_sha256": None, "models": (), "plates": False}
+    return load_model(_with_floor(settings).model_copy(update=changes))
+
+
 def _with_floor(settings: WorkerSettings) -> WorkerSettings:
     """Return `settings` for a model that also reports the weakest detections of a curve."""
-    return settings.model_copy(update={"score_threshold": FLOOR})
+    return settings.model_copy(update={"score_threshold": FLOOR, "rules": {}})
 
 
 def evaluate(
@@ -149,26 +191,55 @@ def evaluate(
 ) -> list[Figures]:
     """Return the results of the model at `address` for each label of `dataset`.
 
-    After those for FACE follow, with `compare`, those of the bundled model. The threshold is
-    `threshold`, or else the lowest one that finds objects of the label with at most `alarms` false
-    alarms per picture, or else DEFAULT_THRESHOLD. The bundled model keeps its own.
+    Those of a model that comes with Veil are for the labels that it finds. After those for each
+    label follow, with `compare`, those of another model that comes with Veil and finds the label.
+    The threshold is `threshold`, or else the lowest one that finds objects of the label with at
+    most `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. The model to compare with
+    keeps its own.
     """
-    style = mask_style(settings)
+    treatments = Treatments(mask_style(settings), dataset.labels, rules_of_treatment(settings))
     model, name = load(address, settings), Path(address).name
-    numbers = class_numbers(model.folder, dataset.labels)
+    of_run = is_run(Path(address).expanduser())
+    is_bundled = address in BUNDLED and not of_run
+    labels = _labels_of(address, dataset) if is_bundled else dataset.labels
+    numbers = class_numbers(model.folder, labels)
     answers = Remembering(model)
     figures = []
-    for label in dataset.labels:
+    for label in labels:
         infer = answers.of_class(numbers[label])
-        measured = _Measured(dataset, split, label, look, _style_for(label, style), alarms)
-        figures.append(measured.figures(name, infer, model.fixed_size, threshold))
-        if label == FACE and compare:
-            bundled = load_model(WorkerSettings(model=None, score_threshold=FLOOR))
-            own = bundled.score_threshold
-            figures.append(
-                measured.figures("bundled", Remembering(bundled).of_class(None), None, own)
-            )
+        measured = _Measured(dataset, split, label, look, treatments.of(label).style, alarms)
+        # A run has no threshold of its own before it is exported.
+        served = threshold_of(settings, label, 0 if of_run else model.score_threshold) or None
+        figures.append(measured.figures(name, infer, model.fixed_size, threshold, served))
+        other = _to_compare(label, settings) if compare else None
+        if other and not _is_same(other, model):
+            own = other.score_threshold
+            its = Remembering(other).of_class(class_numbers(other.folder, [label])[label])
+            figures.append(measured.figures("bundled", its, other.fixed_size, own))
     return figures
+
+
+def _labels_of(name: str, dataset: Dataset) -> tuple[str, ...]:
+    """Return the labels of `dataset` that the model finds which comes with Veil as `name`."""
+    label = BUNDLED[name]
+    if label not in dataset.labels:
+        raise ModelInvalid(
+            f"{name} finds {label}, and the data set has {', '.join(dataset.labels)}: import its "
+            f"labels with `veil train import … --classes {label}`"
+        )
+    return (label,)
+
+
+def _to_compare(label: str, settings: WorkerSettings) -> Model | None:
+    """Return the model that comes with Veil and finds `label`; None if this machine has none."""
+    if label == FACE:
+        return bundled_model(DEFAULT, settings)
+    has_plates = plates.is_installed() and find_spec(LITERT_MODULE)
+    return bundled_model(PLATES, settings) if label == plates.LABEL and has_plates else None
+
+
+def _is_same(one: Model, other: Model) -> bool:
+    return one.folder.resolve() == other.folder.resolve() or one.digest == other.digest
 
 
 def class_numbers(folder: Path, labels: Sequence[str]) -> dict[str, int | None]:
@@ -188,11 +259,6 @@ def class_numbers(folder: Path, labels: Sequence[str]) -> dict[str, int | None]:
     return {label: stated[label] for label in labels}
 
 
-def _style_for(label: str, style: MaskStyle) -> MaskStyle:
-    """Return `style`, with masks of whole objects for a label other than FACE."""
-    return style if label == FACE else replace(style, region=WHOLE)
-
-
 @dataclass(frozen=True)
 class _Measured:
     """A measurement of one label in one split."""
@@ -205,11 +271,20 @@ class _Measured:
     alarms: float
 
     def figures(
-        self, name: str, infer: Infer, fixed_size: tuple[int, int] | None, threshold: float | None
+        self,
+        name: str,
+        infer: Infer,
+        fixed_size: tuple[int, int] | None,
+        threshold: float | None,
+        served: float | None = None,
     ) -> Figures:
-        """Return the results of the model `name`, whose detections of the label `infer` returns."""
+        """Return the results of the model `name`, whose detections of the label `infer` returns.
+
+        They are those at `threshold`, and at `served` too, if it is one and another threshold.
+        """
         pictures = self.dataset.split(self.split)
-        with progress_bar(f"{name}, {self.label}", total=2 * len(pictures)) as bar:
+        passes = 2 if served is None else 3
+        with progress_bar(f"{name}, {self.label}", total=passes * len(pictures)) as bar:
             everything = []
             takes = ModelInput(fixed_size)
             detector = detector_of(self.label, infer, self.look, FLOOR, takes)
@@ -223,28 +298,27 @@ class _Measured:
                 threshold = proposed(curve, self.alarms)
             if threshold is None:
                 threshold, is_within_budget = DEFAULT_THRESHOLD, False
-            detector = detector_of(self.label, infer, self.look, threshold, takes)
-            exposed, spills, shown = 0, [], []
-            for picture in pictures:
-                pixels = self.dataset.pixels(picture)
-                found = detector.detect(pixels)
-                hidden = hiding.hide(pixels, found.sightings, self.style)
-                exposed += self._exposed(picture, pixels, hidden, found)
-                spills.append(_spill(pixels, hidden, picture))
-                shown.append(_judged(picture, self._boxes(picture), found))
-                bar.advance()
-        return Figures(
-            name,
-            self.label,
-            threshold,
-            is_within_budget,
-            scoring.average_precision(everything),
-            curve,
-            exposed,
-            sum(len(self._boxes(picture)) for picture in pictures),
-            float(np.mean(spills)),
-            tuple(shown),
-        )
+            at = partial(self._hidden, infer, takes, bar)
+            hidden = at(threshold)
+            as_served = None if served is None else at(served)
+        average = scoring.average_precision(everything)
+        return Figures(name, self.label, is_within_budget, average, curve, hidden, as_served)
+
+    def _hidden(self, infer: Infer, takes: ModelInput, bar: Bar, threshold: float) -> Hidden:
+        """Return the results of hiding what is found from `threshold` on."""
+        detector = detector_of(self.label, infer, self.look, threshold, takes)
+        pictures = self.dataset.split(self.split)
+        exposed, faces, spills, shown = 0, 0, [], []
+        for picture in pictures:
+            pixels = self.dataset.pixels(picture)
+            found = detector.detect(pixels)
+            hidden = hiding.hide(pixels, found.sightings, self.style)
+            exposed += self._exposed(picture, pixels, hidden, found)
+            faces += len(self._boxes(picture))
+            spills.append(_spill(pixels, hidden, picture))
+            shown.append(_judged(picture, self._boxes(picture), found))
+            bar.advance()
+        return Hidden(threshold, exposed, faces, float(np.mean(spills)), tuple(shown))
 
     def _boxes(self, picture: Picture) -> tuple[Box, ...]:
         return picture.boxes_of(self.dataset.labels.index(self.label))

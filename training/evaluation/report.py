@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from training.evaluation.evaluating import HIDDEN, MAX_THRESHOLD, Figures
 from training.evaluation.scoring import SIZES, size_name
 from training.run import CURVES, Run, stated
 from training.sheets import ALARM, FOUND, LABELLED, PAPER
-from worker.detection.evaluation import Evaluation
+from worker.detection.evaluation import drawbacks_of
 from worker.detection.faces import Boxes
 from worker.pixels import Pixels
 
@@ -31,10 +31,14 @@ HIDDEN_FACES = (
     "Faces without a label count as false alarms and as spill."
 )
 HIDDEN_OBJECTS = (
-    "Objects of this label are hidden as by a worker with `VEIL_REGION=full`. One is exposed when "
-    f"less than {HIDDEN:.0%} of its box is hidden. Spill is the share of changed pixels among "
-    "those away from everything labelled. Objects without a label count as false alarms and as "
-    "spill."
+    "Objects of this label are hidden as by a worker: all of each with its margin, which "
+    f"`VEIL_RULES` sets. One is exposed when less than {HIDDEN:.0%} of its box is hidden. Spill is "
+    "the share of changed pixels among those away from everything labelled. Objects without a "
+    "label count as false alarms and as spill."
+)
+AS_SERVED = (
+    "As served is the threshold with which a worker would use the model: that of "
+    "`VEIL_SCORE_THRESHOLD` or `VEIL_RULES`, else that of its `veil.json`, else 0.5."
 )
 AROUND = 3.0  # side of the part that a tile shows, in sides of the box
 
@@ -102,8 +106,7 @@ def _results(figures: Sequence[Figures], about: dict[str, Any]) -> dict[str, Any
         "proposed_threshold": round(min(proposals), 4) if proposals else None,
         "models": [each.summary() for each in figures],
     }
-    evaluation = Evaluation.parse(stated(about | content))
-    return {**content, "drawbacks": evaluation.drawbacks() if evaluation else []}
+    return {**content, "drawbacks": drawbacks_of(stated(about | content))}
 
 
 def _head(content: dict[str, Any]) -> list[str]:
@@ -120,15 +123,16 @@ def _head(content: dict[str, Any]) -> list[str]:
 
 def _overview(content: dict[str, Any]) -> list[str]:
     """Return the lines of a report on several labels, with a row for each."""
-    names = ("AP50", "recall", "precision", "threshold")
+    names = ("recall", "precision", "threshold")
     rows = []
     for each in content["models"]:
-        label, model = each["label"], each["model"]
-        exposed = f"{each['exposed']:,} of {each['faces']:,}"
-        alarms = f"{each['false_alarms_a_picture']:.2f}"
-        figures = [_shown(each[name]) for name in names]
-        rows.append([f"[{label}]({label}/report.md)", model, *figures, alarms, exposed])
-    head = ("label", "model", *names, "false alarms a picture", "exposed")
+        label = each["label"]
+        for title, hidden in _with_served([each]):
+            exposed = f"{hidden['exposed']:,} of {hidden['faces']:,}"
+            alarms = f"{hidden['false_alarms_a_picture']:.2f}"
+            figures = [_shown(each["AP50"]), *(_shown(hidden[name]) for name in names)]
+            rows.append([f"[{label}]({label}/report.md)", title, *figures, alarms, exposed])
+    head = ("label", "model", "AP50", *names, "false alarms a picture", "exposed")
     return [
         *_head(content),
         *table(head, rows),
@@ -162,9 +166,10 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         return [[title, *(_shown(each[key]) for each in models)] for title, key in keys]
 
     rates = list(models[0]["recall_by_false_alarms"])
+    titles, hidden = zip(*_with_served(models), strict=True)
     exposed = [
         f"{each['exposed']:,} of {each['faces']:,} ({each['exposed'] / each['faces']:.2%})"
-        for each in models
+        for each in hidden
     ]
     return [
         *_head(content),
@@ -201,18 +206,20 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "",
         HIDDEN_FACES if models[0]["label"] == FACE else HIDDEN_OBJECTS,
         "",
+        *([AS_SERVED, ""] if models[0]["as_served"] else []),
         *table(
-            ("at the threshold", *names),
+            ("at the threshold", *titles),
             [
-                *rows(
-                    [("threshold", "threshold"), ("recall", "recall"), ("precision", "precision")]
+                *(
+                    [name, *(_shown(each[name]) for each in hidden)]
+                    for name in ("threshold", "recall", "precision")
                 ),
                 [
                     "false alarms a picture",
-                    *(f"{each['false_alarms_a_picture']:.2f}" for each in models),
+                    *(f"{each['false_alarms_a_picture']:.2f}" for each in hidden),
                 ],
                 ["exposed", *exposed],
-                ["spill", *(f"{each['spill']:.2%}" for each in models)],
+                ["spill", *(f"{each['spill']:.2%}" for each in hidden)],
             ],
         ),
         "",
@@ -232,6 +239,14 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
             else ["There is none."]
         ),
     ]
+
+
+def _with_served(models: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the figures of each of `models`, and those of it as served."""
+    for each in models:
+        yield each["model"], each
+        if each["as_served"]:
+            yield f"{each['model']}, as served", each["as_served"]
 
 
 def _kind(content: dict[str, Any]) -> str:
@@ -260,7 +275,7 @@ def _summary(content: dict[str, Any]) -> list[str]:
     line = threshold_line(content)
     lines = [f"**{line[0].upper()}{line[1:]}.**", ""]
     if content["drawbacks"]:
-        lines += ["The bundled detector hides faces better:", ""]
+        lines += ["The evaluation warns of this:", ""]
         lines += [f"- {drawback}" for drawback in content["drawbacks"]]
         lines.append("")
     return lines
@@ -276,7 +291,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
     chosen = {}
     recalls = {}
     for each in figures:
-        recall, precision, false_alarms = each.at_threshold()
+        recall, precision, false_alarms = each.hidden.at_threshold()
         title = f"{each.name} at {each.threshold:.2f}"
         chosen[title] = recall, precision
         recalls[title] = max(false_alarms, LEAST_ALARMS), recall
@@ -329,14 +344,14 @@ def _misses(figures: Figures, dataset: Dataset, path: Path, split: str) -> int:
     """Draw the largest missed faces, which show most of a person; return the number of all."""
     pictures = dataset.split(split)
     missed = []
-    for number, judged in enumerate(figures.shown):
+    for number, judged in enumerate(figures.hidden.shown):
         for face, found_at in zip(judged.faces, judged.found_at, strict=True):
             if not found_at:
                 missed.append((float(sides([face])[0]), number, face))
     missed.sort(key=lambda miss: miss[0], reverse=True)
     tiles = []
     for _, number, face in missed[:TILES]:
-        boxes = [(box, FOUND) for box in figures.shown[number].found.boxes_xyxy]
+        boxes = [(box, FOUND) for box in figures.hidden.shown[number].found.boxes_xyxy]
         tiles.append(
             _tile(
                 dataset.pixels(pictures[number]),
@@ -352,14 +367,14 @@ def _alarms(figures: Figures, dataset: Dataset, path: Path, split: str) -> int:
     """Draw the false alarms with the highest scores; return the number of all."""
     pictures = dataset.split(split)
     alarms = []
-    for number, judged in enumerate(figures.shown):
+    for number, judged in enumerate(figures.hidden.shown):
         found = judged.found
         wrong = np.flatnonzero(judged.face_of == -1)
         alarms += [(float(found.scores[i]), number, found.boxes_xyxy[i]) for i in wrong]
     alarms.sort(key=lambda alarm: alarm[0], reverse=True)
     tiles = []
     for _, number, box in alarms[:TILES]:
-        labelled = [(face, LABELLED) for face in figures.shown[number].faces]
+        labelled = [(face, LABELLED) for face in figures.hidden.shown[number].faces]
         tiles.append(_tile(dataset.pixels(pictures[number]), box, [*labelled, (box, ALARM)]))
     _sheet(tiles, path)
     return len(alarms)

@@ -54,13 +54,16 @@ def info(
 
     Example: VEIL_MODEL=/path/to/saved_model_folder veil model info --picture a.jpg
     """
+    from worker.bootstrap import warn_of_faces
     from worker.models import load_models
     from worker.searches import labels_to_hide
 
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     models = load_models(settings)
-    labels_to_hide(settings, models)  # The rules may name a label that no model has.
+    labels = labels_to_hide(settings, models)  # The rules may name a label that no model has.
+    if picture is None:  # Else the search in the picture warns.
+        warn_of_faces(labels)
     descriptions = [_description(settings, one) for one in models]
     found = None if picture is None else _found(settings, models, picture)
     if as_json:
@@ -79,7 +82,7 @@ def info(
 
 def _description(settings: WorkerSettings, loaded: "LoadedModel") -> dict[str, Any]:
     """Return what is known of a model; its labels too, if it finds other objects than faces."""
-    from worker.detection.evaluation import stated_evaluation
+    from worker.detection.evaluation import stated_evaluations
 
     model = loaded.model
     description: dict[str, Any] = {
@@ -92,8 +95,8 @@ def _description(settings: WorkerSettings, loaded: "LoadedModel") -> dict[str, A
     }
     if loaded.labels != (FACE,) or settings.rules:
         description["labels"] = [_label(settings, loaded, label) for label in loaded.labels]
-    if loaded.settings.model and (evaluation := stated_evaluation(model.folder)):
-        description["evaluation"] = asdict(evaluation)
+    if loaded.settings.model and (evaluations := stated_evaluations(model.folder)):
+        description["evaluation"] = [asdict(one) for one in evaluations]
     return description
 
 
@@ -123,20 +126,26 @@ def _print_description(description: dict[str, Any]) -> None:
             for one in value:
                 values = ", ".join(f"{key} {one[key]}" for key in one if key != "label")
                 print(f"label {printable(one['label'])}: {values}")
+        elif name == "evaluation":
+            for one in value:
+                print(f"evaluation: {_evaluation_line(one)}")
         else:
-            print(f"{name}: {_evaluation_line(value) if name == 'evaluation' else value}")
+            print(f"{name}: {value}")
 
 
 def _evaluation_line(evaluation: dict[str, Any]) -> str:
-    results = []
-    for name in ("own", "bundled"):
-        result = evaluation[name]
-        results.append(
-            f"{result['exposed']:,} of {evaluation['faces']:,} faces exposed and "
+    label = evaluation["label"]
+    objects = "faces" if label == FACE else f"objects of the label {printable(label)}"
+
+    def line(result: dict[str, Any]) -> str:
+        return (
+            f"{result['exposed']:,} of {evaluation['faces']:,} {objects} exposed and "
             f"{result['spill']:.2%} of other pixels hidden"
         )
-    own, bundled = results
-    return f"{own} at {evaluation['threshold']:g}; with the bundled detector {bundled}"
+
+    own = f"{line(evaluation['own'])} at {evaluation['threshold']:g}"
+    bundled = evaluation["bundled"]
+    return own if bundled is None else f"{own}; with the bundled detector {line(bundled)}"
 
 
 def _found(settings: WorkerSettings, models: "Sequence[LoadedModel]", path: Path) -> dict[str, Any]:

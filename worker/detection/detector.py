@@ -31,7 +31,16 @@ from worker.detection.passes import (
     upright_passes,
 )
 from worker.detection.presets import PassSettings
-from worker.detection.tiled import ANY_SIZE, Infer, ModelInput, TiledDetections, TiledModel, limited
+from worker.detection.tiled import (
+    ANY_SIZE,
+    TOO_MANY_FACES,
+    Infer,
+    ModelInput,
+    TiledDetections,
+    TiledModel,
+    TooMany,
+    limited,
+)
 from worker.pixels import Pixels
 
 # These figures were chosen with `python -m tools.benchmarks.tuning`. docs/detection.md says what
@@ -122,6 +131,8 @@ class ScaledDetector:
     takes: ModelInput = ANY_SIZE
     seconds: float = float("inf")
     """Time limit of all passes over one picture."""
+    too_many: TooMany = TOO_MANY_FACES
+    """The errors of a picture with more faces than the model can return part by part."""
 
     def detect(self, picture: Pixels) -> Detections:
         """Return the faces in `picture`, as Detector says.
@@ -129,7 +140,7 @@ class ScaledDetector:
         Raises DetectorUnavailable after `seconds`, and DetectionFailed if an answer of the model is
         not credible or the picture has more faces than the model can return part by part.
         """
-        within_limits = replace(self, infer=limited(self.infer, self.seconds))
+        within_limits = replace(self, infer=limited(self.infer, self.seconds, self.too_many))
         results = within_limits.results(Pyramid(picture))
         for view in plain_views(picture):
             found = within_limits.results(Pyramid(view.pixels))
@@ -179,7 +190,7 @@ class ScaledDetector:
     def _run(self, picture: Pyramid, plans: Sequence[Pass]) -> list[PassResult]:
         """Make passes over `picture`, as many together as the model takes canvases at once."""
         least_score = WEAK_SCORE_FACTOR * self.score_threshold
-        model = TiledModel(self.infer, least_score, self.score_threshold, self.takes)
+        model = TiledModel(self.infer, least_score, self.score_threshold, self.takes, self.too_many)
         results = []
         for first in range(0, len(plans), self.takes.at_once):
             together = plans[first : first + self.takes.at_once]

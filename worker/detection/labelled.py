@@ -16,7 +16,7 @@ from worker.detection.detector import WEAK_SCORE_FACTOR, ScaledDetector
 from worker.detection.faces import Detections, bridged, merge
 from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
-from worker.detection.tiled import Infer, ModelInput
+from worker.detection.tiled import TOO_MANY_FACES, Infer, ModelInput, TooMany
 from worker.pixels import Pixels
 
 
@@ -27,7 +27,8 @@ class Search:
     `model` is the place of the model among those of the worker, and `takes` its input. `classes`
     has the label of each class of the model; it is empty if the model states none, whose classes
     all count. `seconds` is the time limit of all passes over a picture, and a score below
-    `near_score` counts as near the threshold.
+    `near_score` counts as near the threshold. `too_many` has the errors of a picture with more
+    objects than the model can return.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Search:
     takes: ModelInput
     seconds: float
     classes: Mapping[int, str]
+    too_many: TooMany = TOO_MANY_FACES
 
     @property
     def is_of_all_classes(self) -> bool:
@@ -91,6 +93,7 @@ class LabelledDetector:
             search.score_threshold,
             search.takes,
             min(search.seconds, seconds),
+            search.too_many,
         )
 
     def _remembered(self, model: int) -> Infer:

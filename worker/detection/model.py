@@ -59,7 +59,7 @@ def require_graph(folder: Path) -> None:
     if not (folder / GRAPH).is_file() and not (folder / NETWORK).is_file():
         inner = sorted(folder.glob(f"*/{GRAPH}"))
         right = inner[0].parent if inner else "the folder of a SavedModel"
-        raise ModelInvalid(f"{folder} holds no {GRAPH}: set VEIL_MODEL to {right}")
+        raise ModelInvalid(f"{folder} holds no {GRAPH}: give {right}")
 
 
 def stated_threshold(folder: Path, name: str) -> float:
@@ -68,12 +68,10 @@ def stated_threshold(folder: Path, name: str) -> float:
     Raises ModelInvalid, which says the model's `name`, if the file can't be read or the value is
     not between 0 and 1.
     """
-    path = folder / METADATA
-    if not path.exists():
-        return DEFAULT_THRESHOLD
+    stated = _all_stated(folder, name)
     try:
-        threshold = float(json.loads(path.read_text()).get("score_threshold", DEFAULT_THRESHOLD))
-    except (OSError, ValueError, TypeError, AttributeError):
+        threshold = float(stated.get("score_threshold", DEFAULT_THRESHOLD))
+    except (ValueError, TypeError):
         raise ModelInvalid(
             f'{METADATA} of {name} must be like {{"score_threshold": 0.3}}'
         ) from None
@@ -92,13 +90,29 @@ def stated_labels(folder: Path) -> dict[int, str]:
         _refuse_misspelt(folder)
         return {}
     try:
-        if not labels:
-            raise ValueError("there are none")
-        return {int(number): label_of(label) for number, label in labels.items()}
-    except (ValueError, AttributeError) as error:
+        return _labels_by_class(labels)
+    except ValueError as error:
         raise ModelInvalid(
             f'{folder / METADATA}: labels must be like {{"1": "FACE", "2": "plate"}}: {error}'
         ) from None
+
+
+def _labels_by_class(labels: Any) -> dict[int, str]:
+    """Return the label of each class in `labels`. Raises ValueError, in one line, without any."""
+    if not isinstance(labels, dict):
+        raise ValueError("they are no JSON object")
+    if not labels:
+        raise ValueError("there are none")
+    found = {}
+    for number, label in labels.items():
+        if not number.strip().isdecimal():
+            is_swapped = isinstance(label, int) or str(label).strip().isdecimal()
+            hint = ", the number comes first" if is_swapped else ""
+            raise ValueError(f"{number!r:.80} is no number of a class{hint}")
+        if not isinstance(label, str):
+            raise ValueError(f"the label of the class {number:.80} is no text")
+        found[int(number)] = label_of(label)
+    return found
 
 
 def _refuse_misspelt(folder: Path) -> None:
@@ -135,18 +149,36 @@ def _stated(folder: Path, name: str, default: Any) -> Any:
     return _all_stated(folder).get(name, default)
 
 
-def _all_stated(folder: Path) -> dict[str, Any]:
-    """Return what veil.json in `folder` states. Raises ModelInvalid if it is no JSON object."""
+def _all_stated(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """Return what veil.json in `folder` states.
+
+    Raises ModelInvalid, which says the model's `name` or else the folder, if it is no JSON object.
+    """
     path = folder / METADATA
     if not path.exists():
         return {}
+    named = f"{METADATA} of {name}" if name else str(path)
     try:
-        stated = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelInvalid(f"{path} can't be read as a JSON object: {in_a_line(error)}") from None
+        stated = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelInvalid(f"{named} can't be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ModelInvalid(f"{named} is no JSON: {_fault(error)}") from None
+    except ValueError:
+        raise ModelInvalid(f"{named} is no JSON: it is no text in UTF-8") from None
     if not isinstance(stated, dict):
-        raise ModelInvalid(f"{path} can't be read as a JSON object: it is another value")
+        raise ModelInvalid(f"{named} must be a JSON object, and is another value")
     return stated
+
+
+def _fault(error: json.JSONDecodeError) -> str:
+    """Return the line in which JSON ends to be valid, and the reason in words."""
+    before = error.doc[: error.pos + 1].rstrip("]} \t\r\n")
+    # Python 3.13 points to the comma itself, earlier versions to the bracket after it.
+    if before.endswith(",") and error.doc[len(before) :].lstrip()[:1] in ("}", "]"):
+        return f"line {before.count(chr(10)) + 1} has a comma with nothing after it"
+    reason = error.msg[:1].lower() + error.msg[1:]
+    return f"line {error.lineno}, column {error.colno}: {reason}"
 
 
 def digest_of(folder: Path) -> str:

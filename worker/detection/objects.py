@@ -11,7 +11,7 @@ from worker.detection.detector import PassResult, ScaledDetector
 from worker.detection.faces import Detections, box_sides
 from worker.detection.passes import Pass, upright_passes
 from worker.detection.presets import PassSettings
-from worker.detection.tiled import Infer, ModelInput
+from worker.detection.tiled import TOO_MANY_FACES, Infer, ModelInput, TooMany
 
 # The side, in pixels of a pass, of the smallest object that counts. Most smaller ones are false
 # alarms: docs/plates.md has the figures.
@@ -61,7 +61,8 @@ def detector_of(
     score_threshold: float,
     takes: ModelInput,
     seconds: float = float("inf"),
+    too_many: TooMany = TOO_MANY_FACES,
 ) -> ScaledDetector:
     """Return the detector of the objects of `label`."""
     kind = ScaledDetector if label == FACE else ObjectDetector
-    return kind(infer, settings, score_threshold, takes, seconds)
+    return kind(infer, settings, score_threshold, takes, seconds, too_many)

@@ -1,5 +1,6 @@
 """A SavedModel of a user's own: a folder, a ZIP, or a ZIP in S3, unpacked once into the cache."""
 
+import difflib
 import fcntl
 import hashlib
 import shutil
@@ -17,6 +18,7 @@ from tasks.addresses import ObjectUri
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore, OpenObject
 from worker.detection.model import GRAPH, digest_of
+from worker.model_settings import DEFAULT, PLATES
 
 MAX_ZIP_BYTES = 1 << 30
 MAX_BYTES = 4 << 30  # unpacked
@@ -61,8 +63,8 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
     path = Path(address).expanduser()
     if not path.exists():
         raise ModelInvalid(
-            f"{path} does not exist: set VEIL_MODEL to the folder of a SavedModel, a ZIP file of "
-            "it, or the s3:// address of a ZIP file"
+            f"{path} does not exist: {_meant(address)}give the folder of a SavedModel, a ZIP file "
+            "of it, or the s3:// address of a ZIP file"
         )
     try:
         if path.is_file():
@@ -75,11 +77,17 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
     return path
 
 
+def _meant(address: str) -> str:
+    """Return a hint if `address` is nearly the name of a model that comes with Veil, else ""."""
+    near = difflib.get_close_matches(address.lower(), (DEFAULT, PLATES))
+    return f"did you mean {near[0]}, a name for VEIL_MODELS? Otherwise " if near else ""
+
+
 def _refuse_other_file(path: PurePath, name: str) -> None:
     """Raise ModelInvalid if the suffix of `path` is that of a model of another kind."""
     if kind := OTHER_FILES.get(path.suffix.lower()):
         raise ModelInvalid(
-            f"{name} is {kind}; VEIL_MODEL takes the SavedModel that docs/models.md describes"
+            f"{name} is {kind}; a model is a SavedModel as docs/models.md describes it"
         )
 
 
@@ -149,9 +157,7 @@ def _from_zip(digest: str, path: Path, name: str, pin: str | None) -> Path:
 def _check_digest(root: Path, name: str, pin: str, more: str = "") -> None:
     """Raise ModelInvalid if the files below `root` do not have the digest `pin`."""
     if (digest := digest_of(root)) != pin:
-        raise ModelInvalid(
-            f"{name} has the digest {digest}{more}, not {pin}: not used; see VEIL_MODEL_SHA256"
-        )
+        raise ModelInvalid(f"{name} has the digest {digest}{more}, not {pin}, its pin: not used")
 
 
 def _unpacked(digest: str, path: Path, name: str) -> Path:
@@ -189,7 +195,7 @@ def _unpack(path: Path, target: Path, name: str) -> None:
     except ZIP_ERRORS as error:
         raise ModelInvalid(
             f"{name} is no ZIP that can be unpacked ({error}): "
-            "set VEIL_MODEL to the folder of a SavedModel, or to a ZIP file of it"
+            "give the folder of a SavedModel, or a ZIP file of it"
         ) from None
     if not _graphs(target):
         raise ModelInvalid(

@@ -32,7 +32,6 @@ MAX_CLOSER_TILES = 128
 MIN_DIVISIBLE_SIDE = 32
 # The most canvases of one picture. Walls of small faces in 24 to 140 megapixels need 100 to 160.
 MAX_CANVASES = 1000
-ADVICE = "raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
 
 Infer = Callable[[Sequence[Pixels]], Sequence[Detections]]
 """Return the detections in each canvas, uint8 RGB [height, width, 3], in pixels of the canvas."""
@@ -43,11 +42,43 @@ def one_by_one(infer: Callable[[Pixels], Detections]) -> Infer:
     return lambda canvases: [infer(canvas) for canvas in canvases]
 
 
-def limited(infer: Infer, seconds: float) -> Infer:
+@dataclass(frozen=True)
+class TooMany:
+    """The errors of a picture with more objects than the model can return.
+
+    `model` and `objects` are their names in messages, and `remedy` is the change of a setting that
+    leaves out weaker detections.
+    """
+
+    model: str = "the model"
+    objects: str = "faces"
+    remedy: str = "raise VEIL_SCORE_THRESHOLD"
+
+    def in_many_parts(self) -> DetectionFailed:
+        return DetectionFailed(
+            f"{self.model} returns as many {self.objects} as it can for each of "
+            f"{MAX_CANVASES:,} parts of the picture: {self._advice}"
+        )
+
+    def in_a_small_part(self, count: int, size: str) -> DetectionFailed:
+        return DetectionFailed(
+            f"{self.model} returned {count} {self.objects} for a part of {size} pixels, as many as "
+            f"it can: {self._advice}"
+        )
+
+    @property
+    def _advice(self) -> str:
+        return f"{self.remedy}, or export the model with more detections"
+
+
+TOO_MANY_FACES = TooMany()
+
+
+def limited(infer: Infer, seconds: float, too_many: TooMany = TOO_MANY_FACES) -> Infer:
     """Return `infer` with limits for one picture, whose time starts now.
 
     A call after `seconds` raises DetectorUnavailable. One that would make more canvases than
-    MAX_CANVASES raises DetectionFailed.
+    MAX_CANVASES raises the error of `too_many`.
     """
     end = time.monotonic() + seconds
     remaining = MAX_CANVASES
@@ -56,10 +87,7 @@ def limited(infer: Infer, seconds: float) -> Infer:
         nonlocal remaining
         remaining -= len(canvases)
         if remaining < 0:
-            raise DetectionFailed(
-                "the model returns as many faces as it can "
-                f"for each of {MAX_CANVASES:,} parts of the picture: {ADVICE}"
-            )
+            raise too_many.in_many_parts()
         if time.monotonic() > end:
             raise DetectorUnavailable(f"the passes over one picture took more than {seconds:g} s")
         return infer(canvases)
@@ -127,6 +155,7 @@ class TiledModel:
     least_score: float
     score_threshold: float
     takes: ModelInput = ANY_SIZE
+    too_many: TooMany = TOO_MANY_FACES
 
     def detect(self, images: Sequence[PassImage]) -> list[TiledDetections]:
         """Return the detections in each of `images`, whose canvases the model gets together.
@@ -201,10 +230,7 @@ class TiledModel:
         if min(height, width) > MIN_DIVISIBLE_SIDE:
             return True
         if part.image.plan.is_finest:
-            raise DetectionFailed(
-                f"the model returned {len(answer)} faces for a part of {width} x {height} "
-                f"pixels, as many as it can: {ADVICE}"
-            )
+            raise self.too_many.in_a_small_part(len(answer), f"{width} x {height}")
         return False  # A finer pass shows faces that are so small.
 
 

@@ -299,14 +299,12 @@ def test_a_model_that_breaks_the_contract_is_refused_in_one_line(build, model, m
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(
-        ModelInvalid, match=r"holds no saved_model\.pb: set VEIL_MODEL to the folder"
-    ):
+    with pytest.raises(ModelInvalid, match=r"holds no saved_model\.pb: give the folder"):
         pipeline_of(tmp_path)
     inner = tmp_path / "saved_model"
     inner.mkdir()
     (inner / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(ModelInvalid, match=f"set VEIL_MODEL to {inner}$"):
+    with pytest.raises(ModelInvalid, match=f"give {inner}$"):
         pipeline_of(tmp_path)
 
 

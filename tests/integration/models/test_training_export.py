@@ -25,7 +25,7 @@ from training.efficientdet.network import EfficientDet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
 from worker.detection import own_model
 from worker.detection.credible import credible
-from worker.detection.evaluation import stated_evaluation
+from worker.detection.evaluation import stated_evaluations
 from worker.detection.model import digest_of, stated_threshold
 from worker.detection.saved_model import SavedModel
 from worker.models import load_model
@@ -103,7 +103,8 @@ def test_what_is_served_is_what_was_trained(exported):
     assert metadata["recipe"] == RECIPE.digest
     assert metadata["data"] == "d" * 64
     assert metadata["network"] == "EfficientDet-D0"
-    assert stated_evaluation(exported.folder).own.exposed == 4
+    (evaluation,) = stated_evaluations(exported.folder)
+    assert evaluation.own.exposed == 4
 
 
 def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch):
@@ -316,6 +317,12 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(
         assert f"({name}.png)" in report
         with Image.open(folder / f"{name}.png") as plot:
             plot.load()
+
+    look = ["--side", 256, "--to", tmp_path / "of-default", "--json"]
+    (judged,) = train("evaluate", "default", tmp_path / "set-coco", *look)
+    (figures,) = judged["models"]
+    assert figures["as_served"]["threshold"] == 0.17
+    assert figures["as_served"]["recall"] > 0.5
 
     (made,) = train(
         "export", tmp_path / "run", "--to", tmp_path / "export", "--threshold", 0.3, "--json"

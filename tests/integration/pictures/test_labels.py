@@ -388,5 +388,5 @@ def test_a_pin_in_the_list_of_models_is_checked(colours):
     from tasks.errors import ModelInvalid
     from worker.models import load_models
 
-    with pytest.raises(ModelInvalid, match="not used; see VEIL_MODEL_SHA256"):
+    with pytest.raises(ModelInvalid, match="its pin: not used"):
         load_models(WorkerSettings(models=f"{colours}#sha256={'0' * 64}"))

@@ -118,7 +118,7 @@ EARLY = [
 # These reach for a server or the model, which a process of their own keeps apart from other tests.
 LATE = [
     ("missing model", ["model", "info"], {"VEIL_MODEL": "gone.zip"},
-     "gone.zip does not exist: set VEIL_MODEL to the folder of a SavedModel, a ZIP file of it"),
+     "VEIL_MODEL: gone.zip does not exist: give the folder of a SavedModel, a ZIP file of it"),
     ("no redis", ["dead", "list"], {"VEIL_REDIS_URL": NO_SERVER},
      f"connecting to {HOST}:1. Connection refused): check VEIL_REDIS_URL"),
     ("weak token", ["watch", "--http", "127.0.0.1:1"], {"VEIL_WEBHOOK_TOKEN": "short"},
@@ -182,7 +182,8 @@ def test_workers_without_a_usable_model_end_and_are_not_restarted(
     assert done.returncode == 2
     lines = reasons(done.stderr)
     assert 1 <= len(lines) <= count
-    assert all(line.startswith("veil: ModelInvalid: own.zip is no ZIP") for line in lines)
+    said = "veil: ModelInvalid: VEIL_MODEL: own.zip is no ZIP"
+    assert all(line.startswith(said) for line in lines)
 
 
 def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
@@ -199,7 +200,7 @@ def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("veil: ModelInvalid: own.zip can't be loaded: ")
+    assert line.startswith("veil: ModelInvalid: VEIL_MODEL: own.zip can't be loaded: ")
 
 
 REFUSALS = pytest.mark.parametrize(

@@ -325,3 +325,14 @@ def test_kombu_encodes_a_report_as_json():
 )
 def test_the_repr_of_a_report_is_one_line_with_the_most_important_first(fields, line):
     assert repr(AnonymizeReport(source="s3://raw/a", recipe="r", **fields)) == line
+
+
+@pytest.mark.parametrize("rules", ["plate: ignore", ["plate"], 3, {"plate": "ignore"}])
+def test_rules_of_another_form_are_refused_with_an_example(rules):
+    with pytest.raises(InvalidRequest) as refused:
+        AnonymizeOptions.parse(rules=rules)
+
+    assert str(refused.value) == (
+        "not a valid request: rules: give an object with an object for each label, such as "
+        '{"plate": {"method": "fill", "margin": 0.2}}'
+    )

@@ -67,7 +67,7 @@ def test_the_recipe_of_a_request_of_earlier_versions_stays_the_same():
         ({"*": {"hold": True}}, "is no label"),
         ({"plate": {"threshold": 0.1}}, "unknown"),
         ({"FACE": {"hold": True}, " face": {"ignore": True}}, "two rules for FACE"),
-        ([], "dictionary"),
+        ([], "give an object with an object for each label"),
     ],
 )
 def test_wrong_rules_of_a_request_are_refused_by_name(rules, reason):

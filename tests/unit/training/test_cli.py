@@ -291,13 +291,43 @@ def test_an_evaluation_of_several_labels_names_the_label_of_each_line(tmp_path, 
     Run.open(tmp_path, RECIPE, "d" * 64)._describe()
     shared = dict.fromkeys(("mAP", "AP50", "recall", "spill"), 0.5)
     counts = {"threshold": 0.3, "exposed": 1, "faces": 69}
-    for label in ("FACE", "plate"):
-        evaluate.measured.append({"model": "run", "label": label, **shared, **counts})
+    served = {"recall": 0.9, "threshold": 0.2, "exposed": 0, "faces": 69, "spill": 0.25}
+    for label, as_served in (("FACE", None), ("plate", served)):
+        figures = {"model": "run", "label": label, **shared, **counts, "as_served": as_served}
+        evaluate.measured.append(figures)
 
     done, _ = evaluate("val")
 
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == ["run, FACE", "run, plate"]
+    assert lines[2] == ("run, plate, as served: recall 0.9 at 0.2, exposed 0 of 69, spill 25.00%")
+
+
+def test_a_bundled_model_needs_a_folder_for_its_report(evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["veil", "train", "evaluate", "plates", "set"])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert "--to: say where the report goes" in capsys.readouterr().err.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [("defaut", "--start defaut does not exist: give a finished run, or default"),
+     (".", "holds no run.json")],
+)  # fmt: skip
+def test_a_start_that_is_no_run_is_refused_in_words(
+    start, said, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["veil", "train", "fit", str(data), "--to", str(tmp_path / "run"), "--start", start]
+    monkeypatch.setattr(sys, "argv", command)
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A model that is worse than the bundled detector, damaged, or no model at all."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,9 @@ from worker.settings import WorkerSettings
 
 
 @pytest.mark.parametrize(("exposed", "warnings"), [(4, 1), (2, 0)])
+@pytest.mark.parametrize("setting", ["VEIL_MODEL", "VEIL_MODELS"])
 def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
-    exposed, warnings, tmp_path, monkeypatch, capsys
+    exposed, warnings, setting, tmp_path, monkeypatch, capsys
 ):
     result = {"threshold": 0.5, "faces": 69, "exposed": exposed, "spill": 0.01}
     evaluation = {**result, "bundled": {**result, "exposed": 2}}
@@ -22,12 +24,15 @@ def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
     monkeypatch.setattr(models, "load_untested_model", lambda settings: model)
     monkeypatch.setattr(known_face, "try_own", lambda *_: None)
 
-    assert models.load_model(WorkerSettings(model=str(tmp_path))) is model
+    monkeypatch.setenv(setting, str(tmp_path))
+    (loaded,) = models.load_models(WorkerSettings.load())
+    assert loaded.model is model
 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == warnings
     for line in lines:
-        assert "the model hides faces worse than the bundled detector" in line
+        assert "the model did badly in its own evaluation" in line
+        assert re.search(rf"take it out of {setting}\b", line)
         assert "4 of 69 faces stay exposed, 2 with the bundled detector" in line
 
 
@@ -43,5 +48,24 @@ def test_a_folder_with_a_network_in_8_bits_alone_is_judged_by_it(engine, tmp_pat
 
 def test_a_training_run_is_no_model(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ModelInvalid, match="is a training run: set VEIL_MODEL to what `veil train"):
+    with pytest.raises(ModelInvalid, match="is a training run: give what `veil train"):
         models.load_folder(WorkerSettings(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("VEIL_MODEL", "gone", "gone does not exist: give the folder of a SavedModel"),
+        ("VEIL_MODELS", "gone.zip", "gone.zip does not exist: give the folder of a SavedModel"),
+        ("VEIL_MODELS", "defualt", "defualt does not exist: did you mean default, a name for"),
+        ("VEIL_MODELS", "Plate", "Plate does not exist: did you mean plates, a name for"),
+        ("VEIL_MODEL", "default", "default does not exist: did you mean default, a name for"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_its_setting(setting, value, said, monkeypatch):
+    monkeypatch.setenv(setting, value)
+
+    with pytest.raises(ModelInvalid) as refused:
+        models.load_models(WorkerSettings.load())
+
+    assert str(refused.value).startswith(f"{setting}: {said}")

@@ -23,7 +23,7 @@ PIN = "a" * 64
 
 
 def loaded(settings, classes=None, threshold=0.4, digest="d" * 64):
-    model = SimpleNamespace(score_threshold=threshold, digest=digest)
+    model = SimpleNamespace(name="own.zip", score_threshold=threshold, digest=digest)
     return LoadedModel(model, classes or {}, settings)
 
 
@@ -176,3 +176,31 @@ def test_the_default_model_has_one_label():
     assert SCORE_THRESHOLD == 0.17
     assert len(DIGEST_IN_8_BITS) == 64
     assert bootstrap.mask_style(WorkerSettings()) == MaskStyle(feather=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rules", "first", "second"),
+    [
+        ("", "raise VEIL_SCORE_THRESHOLD", 'set VEIL_RULES="plate: threshold=…" above 0.4'),
+        (
+            "*: threshold=0.2; FACE: threshold=0.3",
+            'set VEIL_RULES="FACE: threshold=…" above 0.3',
+            'set VEIL_RULES="plate: threshold=…" above 0.2',
+        ),
+    ],
+)
+def test_a_picture_with_too_many_objects_is_refused_with_the_setting_that_helps(
+    rules, first, second
+):
+    (faces, plate), _ = planned(
+        WorkerSettings(models="default,own.zip", rules=rules), {}, {1: "plate"}
+    )
+
+    for error in (
+        plate.too_many.in_many_parts(),
+        plate.too_many.in_a_small_part(100, "24 x 24"),
+    ):
+        assert str(error).startswith("the model own.zip return")
+        assert "objects of the label plate" in str(error)
+        assert f": {second}, or export" in str(error)
+    assert f": {first}, or export" in str(faces.too_many.in_many_parts())

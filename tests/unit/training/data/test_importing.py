@@ -198,7 +198,7 @@ def test_a_picture_whose_labels_are_dropped_on_purpose_stays_background(tmp_path
     content["annotations"][1]["category_id"] = 2
     source.write_text(json.dumps(content))
 
-    found = imported(source, tmp_path / "set", Choice({"face": "FACE"}, 0, 0))
+    found = imported(source, tmp_path / "set", Choice.of({"face": "FACE"}, 0, 0, []))
 
     assert len(found.dataset.pictures) == 2
     assert set(found.problems) == {importing.WITHOUT}
@@ -704,7 +704,47 @@ def test_labels_can_be_mapped_to_classes_and_a_face_is_always_called_alike():
 
     assert choice.classes == ("FACE", "plate")
     assert choice.mapping == {"bare": "FACE", "hat": "ignore", "plate": "plate"}
-    assert Choice.of({}, 0, 0, ["face"]) == Choice({"face": "FACE"}, 0, 0)
+    assert Choice.of({}, 0, 0, ["face"]) == Choice({"FACE": "FACE"}, 0, 0)
+
+
+@pytest.mark.parametrize("target", ["FACE", "face", "Face"])
+@pytest.mark.parametrize("classes", [[], ["face", "bare"], ["FACE", "bare"]])
+def test_a_label_may_be_mapped_to_faces_in_any_case(target, classes, pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+
+    made = imported(source, tmp_path / "set", Choice.of({"with_mask": target}, 0, 0, classes))
+
+    assert made.labels_after["FACE"] == 8
+    assert made.labels_after["bare"] == (4 if classes else 0)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "classes", "faces"),
+    [
+        ({}, ["face", "plate"], 3),
+        ({"FACE": "FACE"}, [], 3),
+        ({"face": "ignore"}, ["plate"], 0),
+        ({"Face": "drop", "plate": "FACE"}, [], 1),
+    ],
+)
+def test_the_faces_of_a_source_may_be_labelled_in_any_case(mapping, classes, faces, tmp_path):
+    path = photograph(tmp_path / "a.png", 1)
+    names = ("face", "FACE", "Face", "plate")
+    boxes = {name: [1 + 20 * i, 2, 18 + 20 * i, 40] for i, name in enumerate(names)}
+    objects = [{"box": box, "label": name} for name, box in boxes.items()]
+    content = {"images": [{"file": path.name, "objects": objects}]}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+
+    made = imported(
+        tmp_path / "annotations.json", tmp_path / "set", Choice.of(mapping, 0, 0, classes)
+    )
+
+    assert made.labels_after["FACE"] == faces
+
+
+def test_two_targets_of_faces_are_refused():
+    with pytest.raises(InvalidRequest, match="--map: FACE becomes both FACE and drop"):
+        Choice.of({"face": "FACE", "FACE": "drop"}, 0, 0, [])
 
 
 def test_one_class_of_another_name_changes_the_digest(pictures, tmp_path):

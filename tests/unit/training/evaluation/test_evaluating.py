@@ -37,20 +37,26 @@ def dataset(tmp_path):
     return importing.run(labelled, tmp_path / "set", choice).dataset
 
 
-def model(folder, labels):
+def model(folder, labels, plate=PLATE):
     """Return a model that finds the face, the plate in another place, and a false alarm."""
     (folder / "veil.json").write_text(json.dumps({"labels": labels}))
-    boxes = np.array([FACE, PLATE, ALARM], np.float32)
+    boxes = np.array([FACE, plate, ALARM], np.float32)
     found = Detections(boxes, np.array([0.9, 0.8, 0.6], np.float32), classes=np.array([1, 2, 2]))
     return SimpleNamespace(
-        folder=folder, fixed_size=None, predict=lambda batch: [replace(found) for _ in batch]
+        folder=folder,
+        digest=str(folder),
+        score_threshold=0.7,
+        fixed_size=None,
+        predict=lambda batch: [replace(found) for _ in batch],
     )
 
 
-def evaluate(dataset, monkeypatch, made, alarms=0.0):
+def evaluate(
+    dataset, monkeypatch, made, alarms=0.0, *, address="run", compare=False, settings=None
+):
     monkeypatch.setattr(evaluating, "load", lambda address, settings: made)
-    settings = WorkerSettings()
-    return evaluating.evaluate("run", dataset, "train", settings, LOOK, alarms, compare=False)
+    settings = settings or WorkerSettings()
+    return evaluating.evaluate(address, dataset, "train", settings, LOOK, alarms, compare)
 
 
 def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkeypatch):
@@ -61,8 +67,8 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     assert (faces.label, plates.label) == ("FACE", "plate")
     assert faces.threshold == pytest.approx(0.9)
     assert plates.threshold == pytest.approx(0.8)
-    assert faces.exposed == plates.exposed == 0
-    assert faces.faces == plates.faces == 3
+    assert faces.hidden.exposed == plates.hidden.exposed == 0
+    assert faces.hidden.faces == plates.hidden.faces == 3
     assert plates.precision["AP50"] == 1
 
     content = report.write(
@@ -82,8 +88,9 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     assert (
         "| [FACE](FACE/report.md) | run | 1.000 | 1.000 | 1.000 | 0.900 | 0.00 | 0 of 3 |" in text
     )
+    assert "| run, as served | 1.000 | 1.000 | 1.000 | 0.700 | 0.00 | 0 of 3 |" in text
     assert (tmp_path / "report" / "plate" / "precision_recall.png").is_file()
-    assert "VEIL_REGION=full" in (tmp_path / "report" / "plate" / "report.md").read_text()
+    assert "`VEIL_RULES` sets" in (tmp_path / "report" / "plate" / "report.md").read_text()
 
 
 def test_a_plate_is_exposed_unless_nearly_all_of_it_is_hidden(dataset, tmp_path, monkeypatch):
@@ -91,7 +98,7 @@ def test_a_plate_is_exposed_unless_nearly_all_of_it_is_hidden(dataset, tmp_path,
 
     _, plates = evaluate(dataset, monkeypatch, made)
 
-    assert plates.exposed == 3
+    assert plates.hidden.exposed == 3
 
 
 def test_a_model_must_state_each_label_of_several(dataset, tmp_path, monkeypatch):
@@ -101,3 +108,95 @@ def test_a_model_must_state_each_label_of_several(dataset, tmp_path, monkeypatch
     assert evaluating.class_numbers(tmp_path / "none", ["FACE"]) == {"FACE": None}
     with pytest.raises(ModelInvalid, match=r"no labels in its veil\.json"):
         evaluating.class_numbers(tmp_path / "none", ["FACE", "plate"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "thresholds"),
+    [
+        ({}, (0.7, 0.7)),
+        ({"score_threshold": 0.5}, (0.5, 0.5)),
+        ({"rules": "plate: threshold=0.85"}, (0.7, 0.85)),
+    ],
+)
+def test_a_model_is_also_measured_at_the_threshold_of_a_worker(
+    settings, thresholds, dataset, tmp_path, monkeypatch
+):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"})
+
+    faces, plates = evaluate(dataset, monkeypatch, made, settings=WorkerSettings(**settings))
+
+    assert (faces.as_served.threshold, plates.as_served.threshold) == thresholds
+    assert faces.as_served.exposed == 0
+    assert plates.as_served.exposed == (3 if thresholds[1] > 0.8 else 0)
+    alarms = 1.0 if thresholds[1] < 0.6 else 0.0
+    assert plates.summary()["as_served"]["false_alarms_a_picture"] == alarms
+    assert plates.threshold == pytest.approx(0.8)
+
+
+def test_a_run_has_no_threshold_of_its_own(dataset, tmp_path, monkeypatch):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"})
+    (tmp_path / "run.json").write_text("{}")
+    address = str(tmp_path)
+
+    figures = evaluate(dataset, monkeypatch, made, address=address)
+    assert [each.as_served for each in figures] == [None, None]
+    settings = WorkerSettings(score_threshold=0.5)
+    figures = evaluate(dataset, monkeypatch, made, address=address, settings=settings)
+    assert [each.as_served.threshold for each in figures] == [0.5, 0.5]
+
+
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """The models that come with Veil, by name, in place of the real ones."""
+    found = {}
+    for name, label in evaluating.BUNDLED.items():
+        (tmp_path / name).mkdir()
+        found[name] = model(tmp_path / name, {"1" if name == "default" else "2": label})
+    (tmp_path / "default" / "veil.json").unlink()
+    monkeypatch.setattr(evaluating, "bundled_model", lambda name, settings: found[name])
+    return found
+
+
+def test_each_label_is_compared_with_the_bundled_model_that_finds_it(
+    dataset, tmp_path, monkeypatch, bundled
+):
+    made = model(tmp_path, {"2": "FACE", "1": "plate"})  # takes plates for faces
+
+    figures = evaluate(dataset, monkeypatch, made, compare=True)
+
+    names = [(each.name, each.label) for each in figures]
+    assert names == [("run", "FACE"), ("bundled", "FACE"), ("run", "plate"), ("bundled", "plate")]
+    assert [each.hidden.exposed for each in figures] == [3, 0, 3, 0]
+
+
+@pytest.mark.parametrize(("address", "label"), [("default", "FACE"), ("plates", "plate")])
+def test_a_bundled_model_is_measured_for_its_label_and_not_compared_with_itself(
+    address, label, dataset, monkeypatch, bundled
+):
+    made = bundled[address]
+    figures = evaluate(dataset, monkeypatch, made, address=address, compare=True)
+    assert [(each.name, each.label) for each in figures] == [(address, label)]
+
+    if address == "default":
+        return
+    # The same model by its folder, for a data set of this label alone.
+    alone = replace(dataset, labels=("plate",))
+    figures = evaluate(alone, monkeypatch, made, address=str(made.folder), compare=True)
+    assert [each.label for each in figures] == ["plate"]
+
+
+def test_a_bundled_model_is_refused_for_a_data_set_without_its_label(dataset, monkeypatch, bundled):
+    faces = replace(dataset, labels=("FACE",))
+    with pytest.raises(ModelInvalid, match=r"plates finds plate, .* has FACE: .* --classes plate"):
+        evaluate(faces, monkeypatch, bundled["plates"], address="plates")
+
+
+@pytest.mark.parametrize(("rules", "exposed"), [("", 0), ("plate: margin=0", 3)])
+def test_objects_are_hidden_with_the_margin_of_a_worker(
+    rules, exposed, dataset, tmp_path, monkeypatch
+):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"}, plate=[75, 64, 105, 76])
+
+    _, plates = evaluate(dataset, monkeypatch, made, settings=WorkerSettings(rules=rules))
+
+    assert plates.hidden.exposed == exposed

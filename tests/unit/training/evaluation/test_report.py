@@ -6,7 +6,7 @@ pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
 from training.evaluation.report import threshold_line
 from training.run import stated
-from worker.detection.evaluation import Evaluation
+from worker.detection.evaluation import drawbacks_of, evaluations
 
 OWN = {"model": "run", "threshold": 0.5, "exposed": 4, "faces": 69, "spill": 0.0019, "mAP": 0.7}
 BUNDLED = {**OWN, "model": "bundled", "threshold": 0.17, "exposed": 2}
@@ -39,8 +39,18 @@ def test_the_line_says_where_the_threshold_comes_from_or_that_there_is_none(chan
 
 
 def test_an_exported_model_states_both_results():
-    evaluation = Evaluation.parse(stated(content()))
+    (evaluation,) = evaluations(stated(content()))
 
     assert (evaluation.own.exposed, evaluation.bundled.exposed, evaluation.faces) == (4, 2, 69)
     assert "mAP" not in stated(content())
-    assert Evaluation.parse(stated(content(models=[OWN]))) is None
+    (alone,) = evaluations(stated(content(models=[OWN])))
+    assert alone.bundled is None
+
+
+def test_an_exported_model_states_the_comparison_of_each_label():
+    models = [OWN, BUNDLED, {**OWN, "label": "plate"}, {**BUNDLED, "label": "plate", "exposed": 3}]
+
+    faces, plates = evaluations(stated(content(models=models)))
+
+    assert (faces.bundled.exposed, plates.bundled.exposed) == (2, 3)
+    assert len(drawbacks_of(stated(content(models=models)))) == 2

@@ -24,7 +24,7 @@ def model(tmp_path, monkeypatch):
         fixed_size=None,
         device="CPU",
     )
-    monkeypatch.setattr(models, "load_model", lambda settings: model)
+    monkeypatch.setattr(models, "load_model", lambda settings, named_in: model)
     monkeypatch.setenv("VEIL_MODEL", str(tmp_path))
 
 
@@ -39,7 +39,38 @@ def test_info_compares_the_model_with_the_bundled_detector(model):
         "evaluation: 4 of 69 faces exposed and 0.19% of other pixels hidden at 0.5; with the "
         "bundled detector 2 of 69 faces exposed and 1.04% of other pixels hidden"
     ) in info().splitlines()
-    assert json.loads(info("--json"))["evaluation"]["bundled"] == {"exposed": 2, "spill": 0.0104}
+    (evaluation,) = json.loads(info("--json"))["evaluation"]
+    assert evaluation["bundled"] == {"exposed": 2, "spill": 0.0104}
+
+
+def test_info_has_the_evaluation_of_each_label_of_each_of_several_models(
+    model, tmp_path, monkeypatch
+):
+    result = {"threshold": 0.4, "faces": 67, "exposed": 62, "spill": 0.01}
+    evaluation = {**result, "bundled": None, "labels": {"plate": result}}
+    stated = {"labels": {"1": "plate"}, "evaluation": evaluation}
+    (tmp_path / "veil.json").write_text(json.dumps(stated))
+    monkeypatch.delenv("VEIL_MODEL")
+    monkeypatch.setenv("VEIL_MODELS", f"default,{tmp_path}")
+
+    assert [line for line in info().splitlines() if line.startswith("evaluation")] == [
+        "evaluation: 62 of 67 objects of the label plate exposed and 1.00% of other pixels hidden "
+        "at 0.4"
+    ]
+    default, own = json.loads(info("--json"))["models"]
+    assert "evaluation" not in default
+    assert own["evaluation"][0]["label"] == "plate"
+
+
+def test_info_warns_if_faces_are_not_searched_for(model, tmp_path):
+    def info():
+        return CliRunner().invoke(app, ["info"], catch_exceptions=False).stderr
+
+    assert "faces are not searched for" not in info()
+
+    (tmp_path / "veil.json").write_text(json.dumps({"labels": {"1": "plate"}}))
+
+    assert info().count("faces are not searched for") == 1
 
 
 def test_info_has_no_evaluation_of_the_default_model(model, monkeypatch):

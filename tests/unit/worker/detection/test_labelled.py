@@ -20,7 +20,7 @@ from worker.detection.labelled import (
     with_label,
 )
 from worker.detection.presets import PRESETS, PassSettings
-from worker.detection.tiled import ANY_SIZE, one_by_one
+from worker.detection.tiled import ANY_SIZE, TooMany, one_by_one
 
 ONE_PASS = PassSettings((256,), 1.0, 64, mirrored=False, turned="never")
 PICTURE = np.random.default_rng(1).integers(0, 256, (200, 256, 3), np.uint8)
@@ -152,3 +152,14 @@ def test_views_and_frames_are_joined_by_label():
     bridged = bridge_by_label([plates, with_label(Detections.none(), "plate"), plates])
     assert [one.labels.tolist() for one in bridged] == [["plate"]] * 3
     assert bridge_by_label([faces, faces])[0].labelled is None
+
+
+def test_a_model_that_is_always_full_is_named_with_its_label_and_its_setting():
+    full = replace(answer(2), left_out=0.9)
+    too_many = TooMany("the model own.zip", "plates", "set VEIL_RULES")
+    one = replace(search("plate", classes={2: "plate"}), too_many=too_many)
+
+    with pytest.raises(
+        DetectionFailed, match=r"model own\.zip returned .* plates .*: set VEIL_RULES"
+    ):
+        detector([one], full).detect(PICTURE)

@@ -30,8 +30,11 @@ def test_the_threshold_is_the_stated_one_or_the_default(tmp_path, content, thres
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("no JSON", "must be like"),
-        ("[]", "must be like"),
+        ("no JSON", "is no JSON: line 1, column 1"),
+        ('{"score_threshold": 0.3,}', "is no JSON: line 1 has a comma with nothing after it"),
+        ('{\n"labels": {"1": "a",\n},\n}', "is no JSON: line 2 has a comma with nothing after it"),
+        ('{"a": 1,\n b: 2}', "is no JSON: line 2, column 2: expecting property name"),
+        ("[]", "must be a JSON object"),
         ('{"score_threshold": null}', "must be like"),
         ('{"score_threshold": "much"}', "must be like"),
         ('{"score_threshold": 0}', "between 0 and 1"),
@@ -60,10 +63,14 @@ def test_a_model_may_state_no_labels(tmp_path, content):
         ('{"label": {"1": "plate"}}', "label is unknown: did you mean labels"),
         ('{"Labels": {"1": "plate"}}', "Labels is unknown: did you mean labels"),
         ('{"labels": {}}', "there are none"),
-        ('{"labels": ["plate"]}', "labels must be like"),
-        ('{"labels": {"one": "plate"}}', "labels must be like"),
-        ('{"labels"', "can't be read as a JSON object: Expecting ':' delimiter: line 1 column 10"),
-        ("[]", "can't be read as a JSON object"),
+        ('{"labels": ["plate"]}', 'must be like {"1": "FACE", "2": "plate"}: they are no JSON obj'),
+        ('{"labels": {"one": "plate"}}', "'one' is no number of a class"),
+        ('{"labels": {"FACE": 1}}', "'FACE' is no number of a class, the number comes first"),
+        ('{"labels": {"FACE": "1"}}', "'FACE' is no number of a class, the number comes first"),
+        ('{"labels": {"1": ["FACE"]}}', "the label of the class 1 is no text"),
+        ('{"labels": {"1": ""}}', "'' is no label"),
+        ('{"labels"', "veil.json is no JSON: line 1, column 10: expecting ':' delimiter"),
+        ("[]", "must be a JSON object"),
     ],
 )
 def test_labels_that_are_not_understood_are_refused(tmp_path, content, reason):
