@@ -137,6 +137,9 @@ def create_app(settings: Settings) -> App:
         task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         task_default_queue=UPLOADS,
         task_create_missing_queues=False,
+        # One retry, for a connection that was lost since its last use. Each may take
+        # REDIS_TIMEOUT_SECONDS if Redis does not answer.
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0},
         task_routes=app.route_message,
         # At-least-once delivery: a message is acknowledged after its picture is stored, and a
         # worker prefetches few messages.
