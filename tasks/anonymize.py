@@ -74,7 +74,10 @@ class CheckedTask(Task):  # type: ignore[misc]
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **how: Any
     ) -> Any:
-        """Put a request on the queue, as Celery does. Raises InvalidRequest for an invalid one."""
+        """Put a request on the queue, as Celery does.
+
+        Raises InvalidRequest for an invalid request, and QueueUnavailable.
+        """
         AnonymizeRequest.parse(**_request_fields(args or (), kwargs or {}))
         return super().apply_async(args, kwargs, **how)
 
@@ -95,8 +98,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     `options` are AnonymizeOptions, also as a dict. The result is an AnonymizeReport, which callers
     receive as a dict.
 
-    `delay` and `apply_async` raise InvalidRequest for an address or options that no worker accepts.
-    Whether a route leads from the address is found by the worker.
+    `delay` and `apply_async` raise InvalidRequest for an address or options that no worker accepts,
+    and QueueUnavailable while Redis can't be used. Whether a route leads from the address is found
+    by the worker.
 
     The signature accepts any arguments, because messages are untrusted: AnonymizeRequest refuses
     the wrong ones by name.

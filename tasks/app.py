@@ -8,14 +8,15 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import before_task_publish, celeryd_init, import_modules
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, uuid
 
 from . import core_dumps
 from .delivery.shutdown import ShutdownStep
 from .delivery.steps import EventsStep, PipelineStep, installed_pipeline
 from .delivery.work import Work
-from .errors import InvalidRequest
+from .errors import InvalidRequest, QueueUnavailable
 from .messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS, AnonymizeRequest
+from .redis.errors import connected
 from .representation import shown
 from .results import WORKERS_PACKAGE
 from .routes import Routes
@@ -52,6 +53,16 @@ class App(Celery):  # type: ignore[misc]
         url = self.sentinel_url or self.conf.broker_write_url
         options.setdefault("transport", url.partition("://")[0])
         return super().connection(*(arguments or (url,)), **options)
+
+    def send_task(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Put a message on the queue, as Celery does. Raises QueueUnavailable."""
+        task_id = options["task_id"] = options.get("task_id") or uuid()
+        try:
+            with connected():
+                return super().send_task(name, *arguments, **options)
+        except QueueUnavailable:
+            self.backend.result_consumer.cancel_for(task_id)
+            raise
 
     def route_message(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *_: Any, **__: Any
@@ -126,6 +137,9 @@ def create_app(settings: Settings) -> App:
         task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         task_default_queue=UPLOADS,
         task_create_missing_queues=False,
+        # One retry, for a connection that was lost since its last use. Each may take
+        # REDIS_TIMEOUT_SECONDS if Redis does not answer.
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0},
         task_routes=app.route_message,
         # At-least-once delivery: a message is acknowledged after its picture is stored, and a
         # worker prefetches few messages.

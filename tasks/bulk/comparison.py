@@ -26,6 +26,7 @@ from . import disk
 from .places import Places
 
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
+HELD_BEFORE = "held by another recipe"
 
 State = Literal["current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key"]
 Item = TypeVar("Item")
@@ -50,9 +51,10 @@ class Settled:
     """The state of a picture, found by reading its objects. `source` and `output` may be missing.
 
     `reason` says why the picture is held or refused, why its destination is taken, or why its state
-    is unknown. The `output` of a held picture is an older one, which is still published. The store
-    is not asked for a picture whose address no worker accepts, such as ``a/../b``: its `source` is
-    as it was listed.
+    is unknown. The `output` of a held picture is an older one, which is still published. A picture
+    without an output is stale if another recipe held it, by the receipt `hold`. The store is not
+    asked for a picture whose address no worker accepts, such as ``a/../b``: its `source` is as it
+    was listed.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Settled:
     source: StoredObject | None
     output: StoredObject | None
     reason: str | None = None
+    hold: ReceiptName | None = None
 
     def source_uri(self, store: ObjectStore, places: Places) -> ObjectUri | None:
         """Return the address of the source, also if it is missing; None if no name tells it."""
@@ -228,9 +231,13 @@ def _settle_own(
     a picture whose output has the same recipe.
     """
     key = compared.key
-    held = None
+    hold = None
     if output is None or len(compared.receipts) != 1:
-        held = _held(store, places, recipe, key, source)
+        hold = _hold(store, places, recipe, key, source)
+    if hold is not None and not receipts.is_of_recipe(hold[0].recipe, recipe):
+        if output is None:
+            return Settled(key, "stale", source, None, HELD_BEFORE, hold[0])
+        hold = None  # The output is stale in any case.
     if output is None:
         settled = Settled(key, "missing", source, None)
     elif _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
@@ -239,7 +246,7 @@ def _settle_own(
             return settled
     else:
         settled = Settled(key, "stale", source, output)
-    return settled if held is None else Settled(key, "held", source, output, held.reason)
+    return settled if hold is None else Settled(key, "held", source, output, hold[1].reason)
 
 
 def _settle_current(
@@ -327,24 +334,24 @@ def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
     return None
 
 
-def _held(
+def _hold(
     store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject
-) -> Receipt | None:
+) -> tuple[ReceiptName, Receipt] | None:
     """Return the receipt by which this version of a picture is held; None if it is not held.
 
-    The last receipt of the version counts: the picture may have been released since it was held.
+    The last receipt of the version by `recipe` counts, because the picture may have been released
+    since it was held. If there is none, the last one by any recipe counts.
     """
-    last: Receipt | None = None
-    for uri, name in list_receipts(store, places, key):
-        if not _is_of_version(places, source, recipe, name):
-            continue
-        found = receipts.read(store, uri, places.destination(key), places.marks.keys)
-        receipt = found.accepted if found else None
-        if receipt is None or receipt.source_etag != source.etag or receipt.recipe != name.recipe:
-            continue
-        if last is None or receipt.created > last.created:
-            last = receipt
-    return last if last is not None and last.status == "held" else None
+    of_version = [
+        (name, receipt)
+        for name, receipt in read_receipts(store, places, key)
+        if places.marks.is_version(name.etag, source.uri, source.etag)
+        and receipt.source_etag == source.etag
+        and receipt.recipe == name.recipe
+    ]
+    of_recipe = [each for each in of_version if receipts.is_of_recipe(each[0].recipe, recipe)]
+    last = max(of_recipe or of_version, key=lambda each: each[1].created, default=None)
+    return last if last is not None and last[1].status == "held" else None
 
 
 def _is_of_version(

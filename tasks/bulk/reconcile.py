@@ -40,7 +40,7 @@ class Only:
     """A choice of findings by the receipts of their outputs.
 
     By default it takes all pictures that are not current. `other_recipe` takes outputs of another
-    recipe, `below_score` takes outputs with a face of a lower score.
+    recipe and pictures that it held, `below_score` takes outputs with a face of a lower score.
     """
 
     other_recipe: bool = False
@@ -281,7 +281,13 @@ class Reconciliation:
 
 
 def _receipt_name(settled: Settled) -> ReceiptName | None:
-    """Return the receipt's name by the output's metadata; None without an output of its own."""
+    """Return the name of the receipt that decides about the recipe and the score of a picture.
+
+    It is that of the output, by its metadata, or that of a hold by another recipe. It is None for a
+    picture with neither.
+    """
+    if settled.hold is not None:
+        return settled.hold
     if settled.state not in ("current", "stale") or settled.output is None:
         return None
     return ReceiptName.of_output(settled.key, settled.output)

@@ -1,9 +1,10 @@
 """Verify outputs and sources against their receipts: their digests, sizes and metadata."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Literal
 
 from ..addresses import ObjectUri, PrefixUri
@@ -132,13 +133,14 @@ class Verdict:
     receipt whose output was made again. ``source unknown`` is an output that is not at the default
     address of its route, or whose hashed name no source has. ``unplaced`` is a receipt by a version
     that did not sign the address of the output. `exposed` has the faces of the state ``face
-    exposed``.
+    exposed``. `created` is the time of the receipt of a held picture.
     """
 
     output: ObjectUri
     receipt: ObjectUri | None
     states: tuple[State, ...]
     exposed: tuple[Face, ...] = ()
+    created: str = ""
 
     @property
     def is_good(self) -> bool:
@@ -183,7 +185,8 @@ class Audit:
     def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
         """Yield a verdict for each output, or receipt without an output, at or below `address`.
 
-        They come in listing order. `address` is that of an output, a receipt or a prefix. `source`
+        They come in listing order. A picture that several recipes held has one verdict, by its last
+        receipt. `address` is that of an output, a receipt or a prefix. `source`
         is the prefix of the sources, if the outputs are not at the default addresses of the route.
         Memory does not grow with the number of outputs.
 
@@ -193,10 +196,9 @@ class Audit:
         """
         is_empty = True
         subjects = self._disposable(self._subjects(address, source))
-        for verdict in in_order(self._verify, subjects, self._threads):
-            if verdict is not None:
-                is_empty = False
-                yield verdict
+        for verdict in _once_held(in_order(self._verify, subjects, self._threads)):
+            is_empty = False
+            yield verdict
         if is_empty:
             raise NothingFound(f"no output and no receipt at {address}: correct the address")
 
@@ -283,7 +285,8 @@ class Audit:
         if receipt is None:
             return self._verdict(subject, subject.receipt, ["bad receipt"])
         state: State = "held" if receipt.status == "held" else "output gone"
-        return self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
+        verdict = self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
+        return replace(verdict, created=receipt.created)
 
     def _content_problems(
         self, opened: OpenObject, receipt: Receipt
@@ -393,6 +396,19 @@ class Audit:
         is_ok = all(state in BESIDE_OK for state in states)
         output = places.destination(subject.key)
         return Verdict(output, receipt, ("ok", *states) if is_ok else tuple(states))
+
+
+def _once_held(verdicts: Iterable[Verdict | None]) -> Iterator[Verdict]:
+    """Yield `verdicts`, of those of one held picture in a row only the one on the last receipt.
+
+    A receipt with a flaw has a verdict of its own.
+    """
+    by_picture = groupby(filter(None, verdicts), lambda verdict: (verdict.output, verdict.states))
+    for (_, states), of_picture in by_picture:
+        if states == ("held",):
+            yield max(of_picture, key=lambda verdict: verdict.created)
+        else:
+            yield from of_picture
 
 
 def _has_metadata_of(receipt: Receipt, output: StoredObject) -> bool:

@@ -145,6 +145,12 @@ def _names_bucket_in_host(error: Exception, place: ObjectUri | PrefixUri) -> boo
     return (urlsplit(_tried(error)).hostname or "").startswith(f"{place.bucket}.")
 
 
+def _prefix_advice(place: ObjectUri | PrefixUri) -> str:
+    """Return what to do if an object was meant as a prefix, as a name without a suffix may be."""
+    may_be_prefix = isinstance(place, ObjectUri) and "." not in place.key.rpartition("/")[2]
+    return "; for what is below a prefix: veil enqueue --prefix" if may_be_prefix else ""
+
+
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
     name, http, said = code(error), status(error), words(error)
     named = f"{name}: {said}" if said else name
@@ -155,7 +161,7 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
             f"{place}: the bucket does not exist: create it, or correct the address"
         )
     if name in MISSING or (not name and http == 404):
-        return ObjectNotFound(f"{place} does not exist")
+        return ObjectNotFound(f"{place} does not exist{_prefix_advice(place)}")
     if name in ELSEWHERE:
         region = error.response.get("Error", {}).get("Region") or "that of the bucket"
         return StorageUnavailable(

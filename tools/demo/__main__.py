@@ -103,6 +103,7 @@ def run(images: str, keep: bool) -> int:
         raise ServerFailed(
             "services of an earlier KEEP=1 are running: stop them with `make demo-stop`"
         )
+    _refuse_routes()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     if model := os.environ.get("VEIL_MODEL"):
@@ -121,6 +122,17 @@ def run(images: str, keep: bool) -> int:
             _keep(services)
     _report(summary, images)
     return 1 if summary["failed"] else 0
+
+
+def _refuse_routes() -> None:
+    """Raise ServerFailed if the environment names other routes than that of the demo."""
+    for name in ("VEIL_ROUTES", "VEIL_ROUTES_FILE"):
+        if os.environ.get(name, "") not in ("", ROUTE):
+            raise ServerFailed(
+                f"{name} is set, but the demo's store has only the buckets of its own route, "
+                f"{ROUTE}: run `make demo {name}=`, or see docs/running.md for a service with "
+                "routes of your own"
+            )
 
 
 def _say(what: str, text: str) -> None:

@@ -495,7 +495,8 @@ class Display:
         share = ""
         if self._before is not None and self._before.enqueued:
             share = f", {self._newly_enqueued(current):,} of them by this command"
-        self.note(f"{current.name}: {listed}, {size} enqueued{share}; {Endings(self._counts)}")
+        endings = f"; {Endings(self._counts)}" if current.enqueued else ""
+        self.note(f"{current.name}: {listed}, {size} enqueued{share}{endings}")
         return died
 
     def _rehearsed(self, current: Run) -> str:

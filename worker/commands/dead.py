@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.errors import Permanent, Transient
 from tasks.messages import AnonymizeOptions
 from tasks.records.dead_letters import LETTERS, DeadLetter
 from worker.commands.command import CommandApp
@@ -31,16 +32,20 @@ Error = Annotated[
     typer.Option(metavar="NAME", help="Every picture with this error, such as AccessDenied."),
 ]
 
+# The names of the errors that Veil reports, without those of their groups.
+KNOWN = sorted(kind.__name__ for group in (Transient, Permanent) for kind in group.__subclasses__())
+
 app = CommandApp("List, retry or drop dead letters.\n\nExample: veil dead list")
 
 
 @app.command("list")
-def list_letters(as_json: Json = False) -> ExitCode:
-    """Print every dead letter with its reason, oldest first.
+def list_letters(error: Error = None, as_json: Json = False) -> ExitCode:
+    """Print every dead letter with its reason, oldest first, or those with --error.
 
     Example: veil dead list --json
     """
-    for letter in _letters().oldest_first():
+    letters = _letters()
+    for letter in letters.listed(as_json, _has_error(letters, error)):
         print(json.dumps(asdict(letter)) if as_json else printable(_line(letter)))
     return ExitCode.OK
 
@@ -74,12 +79,13 @@ def retry(
     """
     _require_one_choice(sources, everything, error)
     wait_seconds = seconds_to_wait(wait, timeout)
-    is_complete = _letters().enqueue(
+    letters = _letters()
+    is_complete = letters.enqueue(
         sources or [],
         _original_options,
         queue,
         as_json,
-        condition=_has_error(error),
+        condition=_has_error(letters, error),
         is_settled=lambda letter: letter.is_refused,
         wait_seconds=wait_seconds,
     )
@@ -104,7 +110,8 @@ def drop(
     """
     _require_one_choice(sources, everything, error)
     require_confirmation(everything, yes)
-    is_complete = _letters().drop(sources or [], as_json, condition=_has_error(error))
+    letters = _letters()
+    is_complete = letters.drop(sources or [], as_json, condition=_has_error(letters, error))
     return ExitCode.ok_if(is_complete)
 
 
@@ -117,8 +124,24 @@ def _require_one_choice(sources: list[str] | None, everything: bool, error: str 
         raise typer.BadParameter("give addresses, or --error, or --all")
 
 
-def _has_error(error: str | None) -> Callable[[DeadLetter], bool] | None:
-    return None if error is None else lambda letter: letter.error == error
+def _has_error(
+    letters: LedgerEntries[DeadLetter], error: str | None
+) -> Callable[[DeadLetter], bool] | None:
+    """Return the condition of --error. Raise BadParameter for a name that no error has.
+
+    An unexpected error has a letter, too, under the name of its class.
+    """
+    if error is None:
+        return None
+    if error not in KNOWN:
+        present = letters.values(lambda letter: letter.error)
+        if error not in present:
+            names = printable(", ".join(present)) if present else ", ".join(KNOWN)
+            raise typer.BadParameter(
+                f"{printable(error):.100} is not the name of an error: choose from {names}",
+                param_hint="--error",
+            )
+    return lambda letter: letter.error == error
 
 
 def _original_options(letter: DeadLetter) -> AnonymizeOptions | None:

@@ -48,6 +48,21 @@ class LedgerEntries(Generic[Item]):
         for batch in _batches(self._ledger.oldest_first(self._redis)):
             yield from batch
 
+    def listed(self, as_json: bool, condition: Condition[Item] | None = None) -> Iterator[Item]:
+        """Yield the entries that meet `condition`, oldest first; for people, note if none does."""
+        is_empty = True
+        for entry in self.oldest_first():
+            if condition is None or condition(entry):
+                is_empty = False
+                yield entry
+        if is_empty and not as_json:
+            print_note(f"no {self._name}" + (" meets the condition" if condition else ""))
+
+    def values(self, value_of: Callable[[Item], str]) -> list[str]:
+        """Return the values that `value_of` has for the entries, sorted and without repetitions."""
+        with connected():
+            return sorted(set(map(value_of, self._ledger.entries(self._redis))))
+
     def show(self, source: str, as_json: bool) -> bool:
         """Print all fields of the entries of `source`, for people those that are set.
 

@@ -15,7 +15,7 @@ import typer
 from tasks.addresses import PrefixUri
 from tasks.bulk.annotations import FORMATS
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
-from tasks.errors import OutputFailed
+from tasks.errors import NothingFound, OutputFailed
 from tasks.messages import FACE
 from tasks.publishing import Publisher
 from tasks.routes import Route
@@ -30,7 +30,7 @@ from worker.printing import counted, print_note, print_summary, printable, summa
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from tasks.bulk.boxes import Correction
+    from tasks.bulk.boxes import Correction, Export
     from tasks.storage.receipts import Face, Receipt
     from worker.detection.faces import Detections
     from worker.treatments import Treatments
@@ -170,7 +170,7 @@ def export(
     """Write the boxes of outputs for annotation tools, from their receipts alone.
 
     The name of a picture in the file is the address of its output. Pictures without an output, such
-    as held ones, are left out. Exit with 1 if no picture is left.
+    as held ones, are left out. Exit with 1 if no picture is left; the file stays as it was then.
 
     Example: veil receipt export s3://camera-clean/2026 --format cvat -o boxes.xml
     """
@@ -183,12 +183,7 @@ def export(
     count = 0
 
     def summarize() -> None:
-        parts = [f"{counted(count, 'picture')} exported"]
-        if exported.without_output:
-            parts.append(f"{exported.without_output:,} without an output left out")
-        if exported.without_receipt:
-            parts.append(f"{exported.without_receipt:,} without a receipt left out")
-        print_summary(", ".join(parts))
+        print_summary(", ".join([f"{counted(count, 'picture')} exported", *_left_out(exported)]))
 
     with summarized(summarize), _opened(output) as file, progress_bar("exported") as bar:
         writer = WRITERS[form](file)
@@ -196,8 +191,10 @@ def export(
             writer.add(picture)
             bar.advance()
             count += 1
+        if not count:
+            raise NothingFound(_nothing(address, exported))
         writer.close()
-    return ExitCode.ok_if(count > 0)
+    return ExitCode.OK
 
 
 @app.command("import", has_summary=True)
@@ -263,6 +260,21 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
             yield file
     except OSError as error:
         raise OutputFailed(f"{output} can't be written: {error.strerror}") from None
+
+
+def _nothing(address: str, exported: "Export") -> str:
+    """Return why no picture at `address` was exported."""
+    if left_out := list(_left_out(exported)):
+        return f"no output with its receipt at {address}: {', '.join(left_out)}"
+    return f"no output and no receipt at {address}: correct the address"
+
+
+def _left_out(exported: "Export") -> Iterator[str]:
+    """Yield how many pictures were left out, for each reason."""
+    if exported.without_output:
+        yield f"{exported.without_output:,} without an output left out"
+    if exported.without_receipt:
+        yield f"{exported.without_receipt:,} without a receipt left out"
 
 
 def _print_correction(found: "Correction", as_json: bool) -> None:

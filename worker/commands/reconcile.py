@@ -61,7 +61,7 @@ OtherRecipe = Annotated[
     bool,
     typer.Option(
         "--recipe-older-than-current",
-        help="Report and enqueue only outputs of another recipe.",
+        help="Report and enqueue only outputs of another recipe, and pictures that it held.",
     ),
 ]
 BelowScore = Annotated[

@@ -85,7 +85,7 @@ def list_entries(as_json: Json = False) -> ExitCode:
 
     Example: veil review list --json
     """
-    entries = _entries().oldest_first()
+    entries = _entries().listed(as_json)
     if as_json:
         for entry in entries:
             print(json.dumps(asdict(entry)))
@@ -248,13 +248,21 @@ def serve(
 
 
 def _require_one_access(settings: WorkerSettings, reviewers: list[str]) -> None:
-    """Raise BadParameter for a reviewer who is named twice, SettingsInvalid for two ways in."""
+    """Raise BadParameter for the names of reviewers, SettingsInvalid for two ways in."""
+    from worker.desk.access import MAX_NAME, reviewer_name
+
     if settings.review_password is not None and settings.review_user_header is not None:
         raise SettingsInvalid(
             "VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both set: "
             "either the desk asks for a password, or a proxy authenticates; unset one"
         )
-    names = Counter(name.strip() for name in reviewers)
+    for name in reviewers:
+        if not reviewer_name(name):
+            raise typer.BadParameter(
+                f"{printable(name)!r:.100}: a name has 1 to {MAX_NAME} printable characters",
+                param_hint="--reviewer",
+            )
+    names = Counter(map(reviewer_name, reviewers))
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise typer.BadParameter(f"{twice[0]} is named twice", param_hint="--reviewer")
@@ -280,7 +288,8 @@ def _print_table(entries: Iterable[ReviewEntry]) -> None:
             _objects(entry),
             _count(entry.left),
         )
-    Console().print(table)
+    if table.row_count:
+        Console().print(table)
 
 
 def _objects(entry: ReviewEntry) -> str:

@@ -361,6 +361,23 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
     assert unattended.client.keys("*") == []
 
 
+def test_a_run_with_nothing_to_do_says_nothing_of_endings(
+    veil, unattended, s3, archive_at, store, place
+):
+    archive = archive_at(store, place)
+    archive.done("a.jpg", archive.source("a.jpg").etag)
+    settings = {
+        **unattended.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": str(archive.places.route),
+    }
+    for flags in ((), ("--wait",)):
+        done = veil("backfill", archive.places.source, *flags, environment=settings)
+        assert done.returncode == 0
+        last = done.stderr.splitlines()[-1]
+        assert last.endswith("1 listed, 1 done already, 0 not selected, 0 (0 bytes) enqueued")
+
+
 def test_while_messages_of_the_last_pass_wait_nothing_is_enqueued_nor_rehearsed(
     veil, unattended, s3, raw, place
 ):

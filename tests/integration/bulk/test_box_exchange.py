@@ -97,7 +97,23 @@ def test_one_output_can_be_exported(archive, receipt):
     assert "1 picture exported" in done.stderr
     held = receipt("export", "s3://clean/boxes/held.jpg")
     assert held.returncode == 1
-    assert "0 pictures exported, 1 without an output left out" in held.stderr
+    assert "NothingFound: no output with its receipt at s3://clean/boxes/held.jpg" in held.stderr
+    assert "1 without an output left out" in held.stderr
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "jsonl"])
+@pytest.mark.parametrize("address", ["s3://clean/boxes/a.jpeg", "s3://clean/boxes/held.jpg"])
+def test_an_export_of_nothing_leaves_the_file_as_it_was(archive, receipt, tmp_path, address, form):
+    path, new = tmp_path / "boxes", tmp_path / "new"
+    path.write_text("corrected")
+    for each in (path, new):
+        done = receipt("export", address, "--format", form, "-o", each)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("veil: NothingFound: no output ")
+        assert address in line
+    assert path.read_text() == "corrected"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_boxes_of_an_earlier_output_are_refused(archive, receipt, unattended, tmp_path):

@@ -110,6 +110,26 @@ def held_over_an_older_output(archive, key):
     return "held"
 
 
+def held_by_another_recipe(archive, key):
+    archive.receipt(key, archive.source(key).etag, OLDER_RECIPE, status="held")
+    return "stale"
+
+
+def held_by_both_recipes(archive, key):
+    held_by_another_recipe(archive, key)
+    return held(archive, key)
+
+
+def held_and_cut_before_its_new_output(archive, key):
+    held_by_another_recipe(archive, key)
+    return cut_before_its_output(archive, key)
+
+
+def held_as_an_older_version(archive, key):
+    archive.receipt(key, OLDER_ETAG, OLDER_RECIPE, status="held")
+    return missing(archive, key)
+
+
 def orphan(archive, key):
     archive.done(key, OLDER_ETAG)
     return "orphan"
@@ -122,7 +142,8 @@ def only_a_receipt(archive, key):
 LEFT = [
     current, current_without_receipt, current_with_an_older_receipt, missing, cut_before_its_output,
     in_place_of_something_else, changed, of_an_older_recipe, cut_before_its_new_output, held,
-    held_over_an_older_output, orphan, only_a_receipt,
+    held_over_an_older_output, held_by_another_recipe, held_by_both_recipes,
+    held_and_cut_before_its_new_output, held_as_an_older_version, orphan, only_a_receipt,
 ]  # fmt: skip
 
 
@@ -147,6 +168,8 @@ def told(archive, after=""):
 @example(pictures=dict.fromkeys(("a/a", "a-a", "a", "a.a", "a!/a"), current))
 @example(pictures={"a": cut_before_its_new_output, "a.a": current, "b/a": changed})
 @example(pictures={"a-/a": current, "a-": current, "a/a": orphan, "a/5": orphan})
+@example(pictures={"a": held_by_another_recipe, "b": held_by_both_recipes})
+@example(pictures={"a": held_and_cut_before_its_new_output, "b": held_as_an_older_version})
 def test_every_picture_is_told_for_what_it_is(fresh, pictures):
     archive = fresh()
     truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}

@@ -263,6 +263,20 @@ def test_only_what_another_recipe_made_is_enqueued_if_asked(one_of_each, reconci
     assert set(enqueued(unattended)) == arguments(one_of_each, "older", "changed and older")
 
 
+def test_what_another_recipe_held_is_decided_again(archive, reconcile, unattended):
+    publishing.announce_recipe(unattended.client, RECIPE)
+    archive.receipt("before", archive.source("before").etag, OLDER_RECIPE, status="held")
+    archive.receipt("now", archive.source("now").etag, status="held")
+    for options in ((), ("--recipe-older-than-current",)):
+        done = reconcile(*options, "--enqueue", "--json")
+        assert done.returncode == 1
+        finding = told(done)[0]["before"]
+        assert (finding["state"], finding["reason"]) == ("stale", "held by another recipe")
+        assert finding["enqueued"]
+        assert set(enqueued(unattended)) == arguments(archive, "before")
+        unattended.client.delete(BACKFILL)
+
+
 def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unattended):
     scores = {"low": (0.9, 0.2), "high": (0.9, 0.31), "none": ()}
     for recipe, kind in ((RECIPE, "new"), (OLDER_RECIPE, "old")):

@@ -67,11 +67,41 @@ def test_one_is_shown_with_all_that_is_known(dead, unattended):
 @pytest.mark.parametrize("action", ["retry", "drop"])
 def test_an_error_that_no_letter_has_is_noted(dead, unattended, action):
     letter = give_up(unattended, "s3://raw/a.jpg")
-    done = dead(action, "--error", "Unreadable")
+    done = dead(action, "--error", "AccessDenied")
     assert done.returncode == 0
     assert "veil: no dead letter meets the condition: nothing was done" in done.stderr
     assert unattended.dead() == {letter.source: letter}
     assert waiting(unattended) == set()
+
+
+@pytest.mark.parametrize("action", ["list", "retry", "drop"])
+def test_a_name_that_no_error_has_is_refused_with_the_names(dead, unattended, action):
+    refused = dead(action, "--error", "Unreadable")
+    assert refused.returncode == 2
+    assert "UnreadableImage" in refused.stderr  # All names: there is no letter.
+    letters = [give_up(unattended, f"s3://raw/{error}", error) for error in ("B", "ValueError")]
+    refused = dead(action, "--error", "Unreadable")
+    assert refused.returncode == 2
+    assert "Unreadable is not the name of an error: choose from B, ValueError" in refused.stderr
+    assert set(unattended.dead().values()) == set(letters)
+    assert waiting(unattended) == set()
+
+
+def test_the_letters_with_an_error_can_be_listed(dead, unattended):
+    for number, error in enumerate(("A", "B", "A")):
+        give_up(unattended, f"s3://raw/{number}", error, when=number)
+    lines = dead("list", "--error", "A").stdout.splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["s3://raw/0", "s3://raw/2"]
+    none = dead("list", "--error", "AccessDenied")
+    assert (none.returncode, none.stdout) == (0, "")
+    assert none.stderr == "veil: no dead letter meets the condition\n"
+
+
+def test_an_empty_list_is_a_line_for_people_alone(dead):
+    done = dead("list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "veil: no dead letter\n")
+    done = dead("list", "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("action", ["show", "retry", "drop"])

@@ -245,6 +245,14 @@ def test_one_is_shown_with_its_boxes(command, unattended):
     assert json.loads(command(unattended, "show", SOURCE, "--json").stdout)["etag"] == "e" * 32
 
 
+def test_an_empty_list_is_a_line_for_people_alone(command, unattended):
+    done = command(unattended, "list")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "veil: no picture to review\n"
+    done = command(unattended, "list", "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("action", ["show", "release", "redo", "drop"])
 def test_a_picture_that_is_not_listed_is_exit_code_1_and_a_line(command, unattended, action):
     doubted(unattended)

@@ -273,6 +273,14 @@ def test_a_missing_object_is_named(store, place):
     assert store.head(uri) is None
 
 
+def test_a_missing_object_that_may_be_a_prefix_is_named_with_the_way_to_enqueue_one(store, place):
+    for key, end in (("2026", "; for what is below a prefix: veil enqueue --prefix"), ("a.b", "")):
+        uri = ObjectUri("raw", place + key)
+        with pytest.raises(ObjectNotFound) as raised, store.open(uri):
+            pass
+        assert str(raised.value) == f"{uri} does not exist{end}"
+
+
 def test_a_missing_bucket_is_named(store):
     uri = ObjectUri("no-such-bucket", "a.jpg")
     with pytest.raises(ObjectNotFound, match="bucket does not exist"), store.open(uri):

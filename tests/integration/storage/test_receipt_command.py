@@ -406,6 +406,24 @@ def test_what_is_young_is_kept(make, verify, raw, place):
     assert raw.keys(place)
 
 
+def test_a_picture_that_several_recipes_held_is_told_once_by_its_last_receipt(
+    archive_at, verify, store, clean, place
+):
+    archive = archive_at(store, place)
+    etags = {key: archive.source(key).etag for key in ("a.jpg", "b.jpg")}
+    days = {"0" * 16: 1, "1" * 16: 3, "2" * 16: 2}
+    for key, etag in etags.items():
+        for recipe, day in days.items():
+            created = f"2026-01-0{day}T00:00:00.000+00:00"
+            archive.receipt(key, etag, recipe, status="held", created=created)
+    for addresses in ((), [str(archive.destination(key)) for key in etags]):
+        done = verify("--json", *addresses)
+        assert done.returncode == 0
+        *verdicts, last = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [verdict["receipt"].split(".")[-3] for verdict in verdicts] == ["1" * 16] * 2
+        assert last["summary"]["states"] == {"held": 2}
+
+
 def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, place):
     for key in ("held since.png", "released.png"):
         make(key)
