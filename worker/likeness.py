@@ -13,6 +13,7 @@ from worker.images.picture import WITH_ALPHA
 from worker.images.writing import PAGES
 from worker.masking.hiding import RING_SHARE
 from worker.masking.regions import WHOLE, Part, regions
+from worker.pixels import Array
 
 Rectangles = NDArray[np.intp]
 Planes = NDArray[np.float32]
@@ -99,14 +100,18 @@ def is_confirmed(content: bytes, picture: Picture) -> bool:
 
     A fault of the usual decoder would make a source and its output look alike. Frames with
     transparency, and files that OpenCV does not read, count as confirmed: there is nothing to
-    compare.
+    compare. Of an animated PNG with a picture of its own before the animation, OpenCV decodes
+    either.
     """
-    frame = picture.frames[0]
-    if frame.mode in WITH_ALPHA:
+    frames = picture.frames[: 2 if picture.encoding.get("default_image") else 1]
+    if any(frame.mode in WITH_ALPHA for frame in frames):
         return True
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    if decoded is None:
-        return True
+    return decoded is None or any(_is_decoded_as(frame, decoded) for frame in frames)
+
+
+def _is_decoded_as(frame: Frame, decoded: Array) -> bool:
+    """Return whether `decoded`, BGR [h, w, 3], looks like `frame` in one of its orientations."""
     if sorted(decoded.shape[:2]) != sorted(frame.pixels.shape[:2]):
         return False
     own = _thumbnail(next(frame.views()))

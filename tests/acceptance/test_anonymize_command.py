@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,7 +291,7 @@ def stuck(programs, album, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not output.exists():  # then the files were found, and the model is loaded
+    while "cv2" not in Path(f"/proc/{process.pid}/maps").read_text():  # loaded after the listing
         time.sleep(0.01)
     # A pipe in place of a file whose file system does not answer.
     os.mkfifo(tmp_path / "pipe")

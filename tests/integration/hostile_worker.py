@@ -21,6 +21,6 @@ COMMAND = (
 
 if __name__ == "__main__":
     pool.PicturePool = partial(pool.PicturePool, command=COMMAND)
-    models.load_model = lambda settings: Colours()
+    models.load_model = lambda *_: Colours()
     sys.argv = ["veil", "worker"]
     cli.main()

@@ -93,7 +93,7 @@ def main():
     if "audit" in options:
         audit(options["audit"])
     sys.argv = ["veil", "worker"]
-    models.load_model = lambda settings: Colours()
+    models.load_model = lambda *_: Colours()
     cli.main()
 
 

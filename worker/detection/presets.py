@@ -7,6 +7,8 @@ Turned = Literal["never", "doubt", "always"]
 # No added pass is more than this many times as fine as the one before it. A face that the tiles of
 # the finer pass cut is then small enough to lie whole in the coarser one.
 MAX_STEP_FACTOR = 3.01
+# With larger steps, blurred faces are clear in neither of two passes: see docs/detection.md.
+THOROUGH_STEP_FACTOR = 1.8
 
 
 # A recipe is a digest over these fields, their names included: renaming one changes every recipe.
@@ -21,7 +23,7 @@ class PassSettings:
     about what the upright passes found. `smallest_face` is the side, in pixels of the picture, of
     the smallest face that the finest pass must show large enough for the model, whatever the
     picture's dimensions. Closer passes show unclear places of the picture as if its longer side had
-    up to `closer_to` pixels. None is more than `closer_step` times as fine as the pass before it.
+    up to `closer_to` pixels.
     """
 
     scales: tuple[int, ...]
@@ -31,7 +33,14 @@ class PassSettings:
     turned: Turned
     smallest_face: int = 24
     closer_to: int = 0
-    closer_step: float = MAX_STEP_FACTOR
+
+    @property
+    def closer_step(self) -> float:
+        """The most that a closer pass is finer than the pass before it, as a factor.
+
+        A search with mirrored passes is after every face, so it comes closer in smaller steps.
+        """
+        return THOROUGH_STEP_FACTOR if self.mirrored else MAX_STEP_FACTOR
 
     @property
     def passes(self) -> int:
@@ -55,6 +64,5 @@ PRESETS = {
         turned="always",
         smallest_face=14,
         closer_to=2880,
-        closer_step=1.8,
     ),
 }

@@ -23,7 +23,9 @@ GRAPHIC_CONTROL = b"!\xf9"
 TO_BACKGROUND, TO_PREVIOUS, LAST_DEFINED = 2, (3, 4), 3
 # Bytes of the extensions that are kept: of a graphic control (23), and of repeats.
 GRAPHIC_CONTROL_BYTES, REPEATS_BYTES = 8, 19
-HAS_TABLE = 0x80  # the flag of a colour table, in the header (18) and before a frame (20)
+# Flags in the header (18) and before a frame (20): a colour table, and its colours as a power of
+# two, less one. The last one is before a frame alone.
+HAS_TABLE, TABLE_SIZE, IS_INTERLACED = 0x80, 0x07, 0x40
 MILLISECONDS = 10  # of the unit of a frame's duration
 OPAQUE = 255
 # A decoder needs more of a frame's compressed data than all but so many bytes.
@@ -128,10 +130,17 @@ def _shown(screen: Array) -> Pixels:
 def _alone(header: bytes, frame: bytes) -> Any:
     """Return `frame` opened by Pillow as a picture of its own, in the palette of its indices.
 
-    `header` is that of the GIF.
+    `header` is that of the GIF. A colour table of the frame takes the place of its own: Pillow
+    ignores one of a frame that is a ramp of gray.
     """
-    size = frame[5:9]
-    content = b"".join([header[:6], size, header[10:], b",\0\0\0\0", frame[5:], b";"])
+    size, flags, rest = frame[5:9], frame[9], frame[10:]
+    table = header[10:]
+    if flags & HAS_TABLE:
+        end = 3 << (flags & TABLE_SIZE) + 1
+        table = bytes([HAS_TABLE | flags & TABLE_SIZE]) + header[11:13] + rest[:end]
+        rest = rest[end:]
+    descriptor = b",\0\0\0\0" + size + bytes([flags & IS_INTERLACED])
+    content = b"".join([header[:6], size, table, descriptor, rest, b";"])
     with Image.open(io.BytesIO(content), formats=("GIF",)) as image:
         image.load()
         return image

@@ -3,6 +3,7 @@
 import io
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,6 +349,17 @@ def test_a_decoder_that_sees_something_else_is_not_believed(form, fault):
     if fault is thumbnail_enlarged:
         wrong = images.Picture((Frame(frame.pixels[:12, :16], frame.mode),), picture.format)
     assert not likeness.is_confirmed(content, wrong)
+
+
+def test_an_animated_png_is_confirmed_by_its_picture_or_by_its_first_frame():
+    number = np.arange(3)[:, None, None, None]
+    frames = np.where(scene() > 100 + 20 * number, 255, 10 * number).astype(np.uint8)
+    content = written("PNG", *frames, default_image=True, duration=90)
+    picture = decoded(content)
+    assert len(picture.frames) == 3
+    assert likeness.is_confirmed(content, picture)
+    wrong = [Frame(negative(frame), frame.mode) for frame in picture.frames]
+    assert not likeness.is_confirmed(content, replace(picture, frames=tuple(wrong)))
 
 
 def test_what_opencv_turns_upright_or_does_not_counts_as_seen():

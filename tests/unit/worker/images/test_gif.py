@@ -43,17 +43,24 @@ def shown(picture):
     return [np.asarray(Image.fromarray(one.pixels).convert("RGBA")) for one in picture.frames]
 
 
+def random_palette(random):
+    """Return random colours, or the ramp of gray that Pillow takes for no palette."""
+    if random.random() < 0.3:
+        return np.repeat(np.arange(COLOURS)[:, None], 3, axis=1)
+    return random.integers(0, 256, (COLOURS, 3))
+
+
 def random_gif(random):
     """Return a GIF of random frames, and what a browser shows of each."""
     width, height = random.integers(2, 14, 2)
-    palette = random.integers(0, 256, (COLOURS, 3))
+    palette = random_palette(random)
     screen = np.zeros((height, width, 4), np.uint8)
     frames, views = [], []
     for _ in range(random.integers(1, 5)):
         right, bottom = random.integers(1, [width + 1, height + 1])
         left, top = random.integers(0, [right, bottom])
         indices = random.integers(0, COLOURS, (bottom - top, right - left))
-        own = random.integers(0, 256, (COLOURS, 3)) if random.random() < 0.3 else None
+        own = random_palette(random) if random.random() < 0.3 else None
         transparent = int(random.integers(0, COLOURS)) if random.random() < 0.6 else None
         disposal = int(random.integers(0, 4))
         frames.append(frame(indices, own, (left, top), disposal, transparent))
