@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tasks.bulk.misread import SMALLEST
 from tasks.errors import DatasetInvalid, InvalidRequest, VeilError
 from training import folders
 from training.data import dataset, likeness, misread
@@ -349,7 +350,7 @@ def _within(box: Box, width: int, height: int, faults: Counter[str]) -> Box | No
     """
     x1, y1, x2, y2 = box
     cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if cut[2] - cut[0] < misread.SMALLEST or cut[3] - cut[1] < misread.SMALLEST:
+    if cut[2] - cut[0] < SMALLEST or cut[3] - cut[1] < SMALLEST:
         faults[EMPTY] += 1
         return None
     if cut != box:

@@ -6,17 +6,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.bulk.misread import (
+    CENTRE,
+    CORNERS,
+    FITTING,
+    LARGEST_FRACTION,
+    MISFITS,
+    OVERHANG,
+    SIDES,
+    SMALLEST,
+    SWAPPED,
+)
+
 Box = tuple[float, float, float, float]
 Corners = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Convert = Callable[[Corners], Corners]
 
-SMALLEST = 1.0  # pixels; a box with a smaller side, or as little within its picture, is empty
-OVERHANG = 0.05  # share of a side by which a box may reach outside, as boxes of some tools do
-LARGEST_FRACTION = 2.0  # the sum of a position and a side, in shares of the picture
-# A source is refused if more than MOST of its boxes are empty. Another form is suspected if MISFITS
-# of the boxes don't fit their pictures, and believed if FITTING of them do in that form.
-MOST, MISFITS, FITTING = 0.5, 0.2, 0.98
+# A source is refused if more than this share of its boxes are empty.
+MOST = 0.5
 # Boxes are doubted if at least this share and number of them reach outside by this share of their
 # own side, and ONE_SIDED times as many on the right or at the bottom as on the other sides.
 REACHING, LEAST_REACHING, REACH, ONE_SIDED = 0.02, 3, 0.1, 5
@@ -33,7 +41,6 @@ class Form(NamedTuple):
     is_in_pixels: bool = True
 
 
-CORNERS, SIDES, CENTRE = "x1 y1 x2 y2", "x y width height", "cx cy width height"
 FORMS = {
     "voc": Form("Pascal VOC", CORNERS),
     "coco": Form("COCO", SIDES),
@@ -66,11 +73,6 @@ WRITTEN: dict[str, tuple[Convert, Convert]] = {
     CORNERS: (np.array, np.array),
     SIDES: (_sides_of, _corners_of_sides),
     CENTRE: (_centre_of, _corners_of_centre),
-}
-SWAPPED = {
-    CORNERS: "y1 x1 y2 x2",
-    SIDES: "y x height width",
-    CENTRE: "cy cx height width",
 }
 
 
