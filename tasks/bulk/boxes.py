@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
-from math import inf
+from math import hypot, inf
 from typing import Any
 
 from ..addresses import ObjectUri, PrefixUri
@@ -315,15 +315,18 @@ def _differences(
 
 
 def _counterparts(missing: Sequence[Area], new: Sequence[Area]) -> set[Area]:
-    """Return the boxes `missing` that a shape of `new` corrects: one that shares a part with it.
+    """Return the boxes `missing` that a shape of `new` corrects, because it is near.
 
-    A shape corrects a single box: of several, the one that is most like it.
+    A shape corrects a single box: of several, the one that is most like it, or else the nearest.
     """
     pairs = []
     for box in missing:
         for number, area in enumerate(new):
-            if likeness := iou(box, _bounds(area)):
+            bounds = _bounds(area)
+            if likeness := iou(box, bounds):
                 pairs.append((likeness, box, number))
+            elif common_area(_grown(box), bounds):
+                pairs.append((-_distance(box, bounds), box, number))
     corrected: set[Area] = set()
     used: set[int] = set()
     for _, box, number in sorted(pairs, reverse=True):
@@ -331,6 +334,19 @@ def _counterparts(missing: Sequence[Area], new: Sequence[Area]) -> set[Area]:
             corrected.add(box)
             used.add(number)
     return corrected
+
+
+def _grown(box: Area) -> Area:
+    """Return `box` with its longer side added on each side: a box there may have been this one."""
+    x1, y1, x2, y2 = box
+    longer = max(x2 - x1, y2 - y1)
+    return x1 - longer, y1 - longer, x2 + longer, y2 + longer
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the distance between the centres of two boxes."""
+    x1, y1, x2, y2 = (a - b for a, b in zip(one, other, strict=True))
+    return hypot(x1 + x2, y1 + y2) / 2
 
 
 class _Same:

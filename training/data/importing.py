@@ -59,8 +59,8 @@ class Choice:
     ) -> "Choice":
         """Return the choice of labels `classes`; without them, all labels become FACE.
 
-        A class keeps the boxes of its own label, unless `mapping` maps others to it. The label
-        FACE may be in any case of its letters. Raise InvalidRequest for two targets of one label.
+        A class keeps the boxes of its own label, unless `mapping` says otherwise. The label FACE
+        may be in any case of its letters. Raise InvalidRequest for two targets of one label.
         """
         targets: dict[str, str] = {}
         for name, target in mapping.items():
@@ -70,8 +70,7 @@ class Choice:
         if not classes:
             return cls(targets, val, test)
         labels = tuple(dict.fromkeys(map(_label, classes)))
-        own = {label: label for label in labels if label not in targets.values()}
-        return cls({**own, **targets}, val, test, labels)
+        return cls({**{label: label for label in labels}, **targets}, val, test, labels)
 
 
 @dataclass
@@ -173,7 +172,11 @@ def _check_mapping(choice: Choice, labels: Set[str]) -> None:
                 f"the label {name!r} can become {', '.join(choice.classes)}, {IGNORE} or {DROP}, "
                 f"not {target!r}"
             )
-        if name not in labels:
+        # Other labels may be mapped to a class that no box has as its own label.
+        is_own = name == target and any(
+            became == target and other in labels for other, became in choice.mapping.items()
+        )
+        if name not in labels and not is_own:
             found = ", ".join(sorted(labels)) or "none at all"
             raise DatasetInvalid(f"no box has the label {name!r}: there are {found}")
 

@@ -199,8 +199,8 @@ class TiledModel:
             sizes = [(fixed, min(CLOSER_TILE_OVERLAP, min(fixed) // 3))]
         found: list[Tile] = []
         for size, overlap in sizes:
-            planned = tiles(height, width, size, overlap)
-            found = [tile for tile in planned if _any_in(places, tile, image)]
+            planned = list(tiles(height, width, size, overlap))
+            found = _with_places(planned, places, image)
             if len(found) <= MAX_CLOSER_TILES:
                 break
         return found
@@ -253,13 +253,19 @@ def _joined(
     return TiledDetections(found, np.concatenate(is_cut), is_full)
 
 
-def _any_in(places: Points, tile: Tile, image: PassImage) -> bool:
-    """Return whether one of `places` [n, 2], x y in the picture, lies in `tile` of `image`."""
-    rows, columns = tile
-    corners = np.array([[columns.start, rows.start], [columns.stop, rows.stop]], np.float32)
+def _with_places(planned: Sequence[Tile], places: Points, image: PassImage) -> list[Tile]:
+    """Return the tiles of `image` in which one of `places` [n, 2] lies, x y in the picture."""
+    corners = np.array(
+        [[[across.start, down.start], [across.stop, down.stop]] for down, across in planned],
+        np.float32,
+    )
     in_picture = image.to_picture(corners)
-    first, last = in_picture.min(axis=0), in_picture.max(axis=0)
-    return bool(((places >= first) & (places < last)).all(axis=1).any())
+    first, last = in_picture.min(axis=1), in_picture.max(axis=1)
+    return [
+        tile
+        for tile, low, high in zip(planned, first, last, strict=True)
+        if ((places >= low) & (places < high)).all(axis=1).any()
+    ]
 
 
 def _reaches_edge(found: Detections, tile: Tile, height: int, width: int) -> NDArray[np.bool_]:

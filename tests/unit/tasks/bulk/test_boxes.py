@@ -37,7 +37,8 @@ def test_a_corrected_box_of_a_face_in_a_removed_box_stays_hidden_too():
     [
         *(moved(-by, -by, by, by) for by in (2, 10, 15, 20, 30, 60)),
         *(moved(bottom=by) for by in (2, 40, 60, 100)),
-        *(moved(by, 0, by, 0) for by in (2, 10, 25, 40, 80)),
+        *(moved(by, 0, by, 0) for by in (2, 10, 25, 40, 80, 92, 150, -150, 215)),
+        *(moved(0, by, 0, by) for by in (130, 247, -90)),
         *(moved(by, by, -by, -by) for by in (2, 10, 40)),
         (110, 110, 180, 110, 150, 200),
     ],
@@ -63,8 +64,8 @@ def test_a_box_that_a_tool_rounded_is_unchanged(rounded):
     assert differences([], [Shape(rounded, "extra")], **extra) == ((), ())
 
 
-def test_a_tiny_box_that_moved_by_its_own_size_is_another_one():
-    assert differences([(5, 5, 6, 6)], [(6, 6, 7, 7)]) == (((6, 6, 7, 7),), ((5, 5, 6, 6),))
+def test_a_tiny_box_that_moved_is_unlike_an_unchanged_one():
+    assert differences([(5, 5, 6, 6)], [(6, 6, 7, 7)]) == (((6, 6, 7, 7),), ())
 
 
 def test_a_changed_extra_area_is_hidden_too():
@@ -84,9 +85,15 @@ def test_a_box_with_another_label_is_hidden_as_a_whole():
     assert differences([BOX], [Shape(BOX, "Face")]) == ((), ())
 
 
-def test_a_box_in_place_of_a_removed_one_that_it_does_not_touch_is_new():
-    beside = moved(92, 0, 92, 0)
-    assert differences([BOX], [beside]) == ((beside,), (BOX,))
+@pytest.mark.parametrize("by", [217, 300])
+def test_a_box_farther_away_than_the_longer_side_of_a_removed_one_is_new(by):
+    away = moved(by, 0, by, 0)
+    assert differences([BOX], [away]) == ((away,), (BOX,))
+
+
+def test_a_new_box_near_two_removed_ones_is_the_nearer_one_that_moved():
+    farther, beside = moved(-95, 0, -95, 0), moved(95, 0, 95, 0)
+    assert differences([farther, BOX], [beside]) == ((beside,), (farther,))
 
 
 def test_of_two_missing_boxes_the_one_that_was_corrected_stays_hidden():

@@ -703,7 +703,7 @@ def test_labels_can_be_mapped_to_classes_and_a_face_is_always_called_alike():
     choice = Choice.of({"bare": "FACE", "hat": "ignore"}, 0, 0, ["face", "plate"])
 
     assert choice.classes == ("FACE", "plate")
-    assert choice.mapping == {"bare": "FACE", "hat": "ignore", "plate": "plate"}
+    assert choice.mapping == {"FACE": "FACE", "plate": "plate", "bare": "FACE", "hat": "ignore"}
     assert Choice.of({}, 0, 0, ["face"]) == Choice({"FACE": "FACE"}, 0, 0)
 
 
@@ -740,6 +740,21 @@ def test_the_faces_of_a_source_may_be_labelled_in_any_case(mapping, classes, fac
     )
 
     assert made.labels_after["FACE"] == faces
+
+
+@pytest.mark.parametrize("names", [("plate", "licence_plate"), ("licence_plate",), ("plate",)])
+def test_a_class_keeps_its_own_label_beside_those_that_are_mapped_to_it(names, tmp_path):
+    path = photograph(tmp_path / "a.png", 1)
+    boxes = {name: [1 + 20 * i, 2, 18 + 20 * i, 40] for i, name in enumerate(("FACE", *names))}
+    objects = [{"box": box, "label": name} for name, box in boxes.items()]
+    content = {"images": [{"file": path.name, "objects": objects}]}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    mapping = {"licence_plate": "plate"} if "licence_plate" in names else {}
+
+    choice = Choice.of(mapping, 0, 0, ["face", "plate"])
+    made = imported(tmp_path / "annotations.json", tmp_path / "set", choice)
+
+    assert made.labels_after == {"FACE": 1, "plate": len(names)}
 
 
 def test_two_targets_of_faces_are_refused():
