@@ -67,7 +67,8 @@ class CheckedTask(Task):  # type: ignore[misc]
     """A task whose requests are checked before they are put on the queue."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Run the task for a message, traced."""
+        """Run the task for a message, traced. Raise RuntimeError outside of a worker."""
+        _require_worker()
         with tracing.delivery(self.request):
             return self.run(*arguments, **named)
 
@@ -80,6 +81,19 @@ class CheckedTask(Task):  # type: ignore[misc]
         """
         AnonymizeRequest.parse(**_request_fields(args or (), kwargs or {}))
         return super().apply_async(args, kwargs, **how)
+
+    def apply(self, *arguments: Any, **named: Any) -> Any:
+        """Raise RuntimeError outside of a worker: Celery would run the task in this process."""
+        _require_worker()
+        return super().apply(*arguments, **named)
+
+
+def _require_worker() -> None:
+    if not hasattr(app, "work"):
+        raise RuntimeError(
+            "only a worker runs anonymize_image: put the picture on the queue with "
+            "anonymize_image.delay(…), or use worker.Anonymizer in this process"
+        )
 
 
 @app.task(

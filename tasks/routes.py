@@ -158,8 +158,12 @@ class Routes:
 
     def advice(self, place: PrefixUri) -> str:
         """Return what to do about `place`, which is in no source: use one below it, or add one."""
-        sources = [str(source) for source in self.sources if source.is_below(place)]
+        sources = [str(source) for source in self.sources_below(place)]
         return f"routes begin below: {_listed(sources)}" if sources else "add a route"
+
+    def sources_below(self, place: PrefixUri) -> list[PrefixUri]:
+        """Return the sources that are `place` or lie in it."""
+        return [source for source in self.sources if source.is_below(place)]
 
     def advice_on_outputs(self, place: PrefixUri) -> str:
         """Return such a text for `place` if it is in no destination."""

@@ -1,5 +1,6 @@
 """Picture files on this machine: how they are named, and how they are written."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,17 @@ PICTURE_SUFFIXES = {
     ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo", ".nef", ".orf", ".png",
     ".psd", ".raf", ".rw2", ".tif", ".tiff", ".webp",
 }  # fmt: skip
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise OutputFailed if no file can be written at `path`, before the work for it begins."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputFailed(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        return  # a pipe or a device, which nothing replaces
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputFailed(f"{path} can't be written: name a file in a folder that exists")
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -75,6 +75,14 @@ def best_effort() -> suppress:
 @contextmanager
 def summarized(summarize: Callable[[], None]) -> Iterator[None]:
     """Call `summarize` after the work of the block, also if Ctrl-C or SIGTERM ends it early."""
+    with told_if_interrupted(summarize):
+        yield
+    summarize()
+
+
+@contextmanager
+def told_if_interrupted(summarize: Callable[[], None]) -> Iterator[None]:
+    """Call `summarize` if Ctrl-C or SIGTERM ends the block."""
     try:
         yield
     except KeyboardInterrupt:
@@ -83,7 +91,6 @@ def summarized(summarize: Callable[[], None]) -> Iterator[None]:
         with best_effort():
             summarize()
         raise
-    summarize()
 
 
 def _escaped(character: str) -> str:

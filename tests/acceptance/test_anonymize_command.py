@@ -83,6 +83,7 @@ def test_bad_files_fail_by_name_and_the_others_are_done(run_on_album, album):
     assert "Traceback" not in done.stderr
     assert "3 anonymized" in done.stderr
     assert "2 failed" in done.stderr
+    assert done.stderr.endswith(f"; outputs in {run_on_album[1]}\n")
 
 
 def test_the_folders_structure_is_kept_and_holds_finished_pictures_alone(run_on_album, album):
@@ -105,7 +106,7 @@ def test_every_line_is_an_object_with_the_same_keys(run_on_album):
 
     assert all(list(outcome) == KEYS for outcome in outcomes)
     for outcome in outcomes:
-        assert outcome["seconds"] >= 0
+        assert (outcome["seconds"] is None) == (outcome["output"] is None)
         assert outcome["faces"] == len(outcome["boxes_xyxy"]) == len(outcome["scores"])
         if outcome["status"] == "anonymized":
             assert outcome["error"] is None
@@ -316,7 +317,7 @@ def test_a_signal_ends_the_command_though_a_read_never_ends(stuck, tmp_path, num
     assert process.returncode == code
     assert printed.splitlines()[-2:] == [
         "veil: interrupted; what was done until then:",
-        "1 anonymized",
+        f"1 anonymized; outputs in {tmp_path / 'out'}",
     ]
 
 
@@ -329,7 +330,7 @@ def test_a_signal_ends_the_command_though_nobody_reads_what_it_prints(
         time.sleep(0.01)
     stuck.send_signal(number)
     assert stuck.wait(30) == code
-    assert stuck.stderr.read().splitlines()[-1] == "1 anonymized"
+    assert stuck.stderr.read().splitlines()[-1].startswith("1 anonymized; outputs in ")
 
 
 def test_without_a_reader_the_command_ends_though_a_read_never_ends(stuck):

@@ -63,7 +63,8 @@ class Outcome:
 
     `width` and `height` are those of the upright picture, in pixels; None if it failed. Boxes are
     x1 y1 x2 y2 in its pixels, and each has a score and a label. `faces` counts those with the label
-    FACE.
+    FACE. `seconds` is the time until the output was written, with the wait for a picture process;
+    None if the file failed.
     """
 
     source: str
@@ -80,7 +81,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     error: str | None = None
     message: str | None = None
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,19 @@ def anonymize(
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra, rules)
-    jobs = find_jobs(paths, output, settings.heif_suffix)
+    left_out: set[Path] = set()
+    jobs = find_jobs(paths, output, settings.heif_suffix, left_out.add)
     if not jobs:
         print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
         return ExitCode.FAILED
     from worker.bootstrap import build_file_anonymizer
 
     counts: Counter[str] = Counter()
-    with _ended_in_spite_of_reads(), summarized(lambda: _print_counts(counts)):
+
+    def summarize() -> None:
+        _print_counts(counts, len(left_out), output)
+
+    with _ended_in_spite_of_reads(), summarized(summarize):
         anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
         if output is not None:
             _create_folder(output)
@@ -172,17 +178,23 @@ def anonymize(
     return ExitCode.ok_if(has_pictures and not counts["failed"])
 
 
-def find_jobs(paths: list[Path], output: Path | None, heif_suffix: str = "") -> list[Job]:
+def find_jobs(
+    paths: list[Path],
+    output: Path | None,
+    heif_suffix: str = "",
+    on_left_out: Callable[[Path], None] = lambda _: None,
+) -> list[Job]:
     """Return a job for each file of `paths` and the folders in it.
 
     A file that is named twice has one job for each of its outputs. Without `output`, the jobs have
-    no outputs. Those of HEIC have `heif_suffix` unless it is empty.
+    no outputs. Those of HEIC have `heif_suffix` unless it is empty. `on_left_out` gets the path of
+    each hidden file or folder, link to a folder, pipe and device in the folders.
 
     Raise OutputFailed where an output would replace a source or another output, and for a folder
     that can't be read.
     """
     jobs: dict[tuple[Path, Path | None], Job] = {}
-    for source, relative, named in _files(paths, output and output.resolve()):
+    for source, relative, named in _files(paths, output and output.resolve(), on_left_out):
         target = output and output / with_heif_suffix(relative.as_posix(), heif_suffix)
         # The folder is resolved, but not the file: a link beside its file has an output of its own.
         place = source.parent.resolve() / source.name
@@ -213,10 +225,10 @@ def anonymize_file(
             result = anonymizer.anonymize(content, Stopwatch(), request or AS_CONFIGURED)
         if job.output is not None and result.content is not None:
             write_atomically(job.output, result.content)
-        outcome = _success(job, result)
+        seconds = round(time.perf_counter() - started, 3)
+        return replace(_success(job, result), seconds=seconds)
     except Exception as error:
-        outcome = _failure(job, content, error)
-    return replace(outcome, seconds=round(time.perf_counter() - started, 3))
+        return _failure(job, content, error)
 
 
 def _refuse_replacements(jobs: Collection[Job]) -> None:
@@ -245,6 +257,11 @@ def _check_output(output: Path | None, detect_only: bool) -> None:
         raise typer.BadParameter("--detect-only writes no outputs", param_hint="--output")
     if output is not None and output.is_file():
         raise typer.BadParameter(f"{output} is a file", param_hint="--output")
+    if output is not None and not output.exists() and output.suffix.lower() in PICTURE_SUFFIXES:
+        raise typer.BadParameter(
+            f"{output} would be a folder with the outputs: name it without {output.suffix}",
+            param_hint="--output",
+        )
 
 
 def _require_paths(paths: list[Path]) -> None:
@@ -275,28 +292,39 @@ def _absence(path: Path) -> str:
     return f"{path} does not exist"
 
 
-def _files(paths: list[Path], output: Path | None) -> Iterator[tuple[Path, Path, bool]]:
+def _files(
+    paths: list[Path], output: Path | None, on_left_out: Callable[[Path], None]
+) -> Iterator[tuple[Path, Path, bool]]:
     """Yield each file, its path below the output folder, and whether the user named it."""
     for path in paths:
         if not path.is_dir():
             yield path, Path(path.name), True
             continue
-        for file in _files_in(path, output):
+        for file in _files_in(path, output, on_left_out):
             yield file, file.relative_to(path), False
 
 
-def _files_in(root: Path, output: Path | None) -> Iterator[Path]:
+def _files_in(
+    root: Path, output: Path | None, on_left_out: Callable[[Path], None]
+) -> Iterator[Path]:
     """Yield the files below `root` in order, without hidden ones and those of earlier outputs."""
 
     def is_searched(folder: Path) -> bool:
-        return not folder.name.startswith(".") and folder.resolve() != output
+        if folder.resolve() == output:
+            return False
+        if folder.name.startswith(".") or folder.is_symlink():
+            on_left_out(folder)
+            return False
+        return True
 
     for path, folder_names, file_names in os.walk(root, onerror=_refuse):
         folder = Path(path)
         # os.walk descends into the folders that remain in this list.
         folder_names[:] = sorted(name for name in folder_names if is_searched(folder / name))
         for name in sorted(file_names):
-            if not name.startswith(".") and not _is_special(folder / name):
+            if name.startswith(".") or _is_special(folder / name):
+                on_left_out(folder / name)
+            else:
                 yield folder / name
 
 
@@ -452,6 +480,10 @@ def _objects(outcome: Outcome) -> str:
     return printable(", ".join(parts))
 
 
-def _print_counts(counts: Counter[str]) -> None:
+def _print_counts(counts: Counter[str], left_out: int, output: Path | None) -> None:
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
-    print_summary(", ".join(parts) or "nothing yet")
+    if left_out:
+        parts.append(f"{left_out} left out (hidden, links to folders, pipes or devices)")
+    text = ", ".join(parts) or "nothing yet"
+    has_outputs = output is not None and counts["anonymized"]
+    print_summary(printable(f"{text}; outputs in {output}" if has_outputs else text))

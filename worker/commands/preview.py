@@ -1,7 +1,6 @@
 """``veil preview``: a sheet with a random sample of sources, anonymized in memory."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,14 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasks.addresses import PrefixUri
-from tasks.errors import OutputFailed
+from tasks.errors import BucketNotAllowed
 from tasks.routes import Route
 from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Suffix
 from worker.commands.progress import progress_bar
-from worker.printing import counted, duration, print_summary, printable
+from worker.local_files import refuse_unwritable
+from worker.printing import (
+    counted,
+    duration,
+    print_note,
+    print_summary,
+    printable,
+    told_if_interrupted,
+)
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -87,14 +94,20 @@ def preview(
     chosen = variants(compare or [], route)
     logs.configure(chosen[0].settings.log_format)
     if not as_json:
-        _check_output(output)
+        refuse_unwritable(output)
     is_store = "://" in place
-    drawn = draw(_pictures(place, chosen[0].settings, suffixes), sample, seed, place)
-    strata = drawn.draw()
-    pictures = [picture for stratum in strata for picture in stratum.drawn]
     shows_originals = not (no_originals or as_json)
-    with progress_bar("anonymized", total=len(pictures) * len(chosen)) as bar:
-        tried = trial.run(chosen, pictures, shows_originals, bar.advance)
+    with progress_bar("anonymized") as bar:
+
+        def tell() -> None:
+            print_summary(f"{bar.count:,} anonymized in memory, no result: it is made at the end")
+
+        with told_if_interrupted(tell):
+            drawn = draw(_pictures(place, chosen[0].settings, suffixes), sample, seed, place)
+            strata = drawn.draw()
+            pictures = [picture for stratum in strata for picture in stratum.drawn]
+            bar.expect(len(pictures) * len(chosen))
+            tried = trial.run(chosen, pictures, shows_originals, bar.advance)
     made = summarize(
         place,
         seed,
@@ -117,14 +130,27 @@ def preview(
 def _route(place: str, suffixes: list[str]) -> tuple[Route | None, list[str]]:
     """Return the route of the sources at `place`, and the suffixes of those that it takes.
 
-    A folder, and a prefix that is in no source, have no route.
+    A folder has no route, and a prefix may have none. Raise BucketNotAllowed if routes begin below
+    the prefix: each has settings of its own.
     """
     if "://" not in place:
         return None, suffixes
-    route = WorkerSettings.load().parsed_routes().of_source(PrefixUri.parse(place))
-    if route is None:
-        return None, suffixes
-    return route, list(route.suffixes_among(suffixes))
+    prefix = PrefixUri.parse(place)
+    routes = WorkerSettings.load().parsed_routes()
+    if route := routes.of_source(prefix):
+        return route, list(route.suffixes_among(suffixes))
+    if routes.sources_below(prefix):
+        raise BucketNotAllowed(
+            f"no route of {routes.setting} leads from {prefix}: {routes.advice(prefix)}"
+        )
+    if made_by := routes.of_destination(prefix):
+        name = made_by.name or str(made_by)
+        print_note(f"{prefix} has the outputs of the route {name}: these are no sources")
+    else:
+        print_note(
+            f"no route of {routes.setting} leads from {prefix}: the settings of all routes are used"
+        )
+    return None, suffixes
 
 
 def _pictures(
@@ -153,13 +179,6 @@ def _files(folder: Path, suffixes: list[str]) -> Iterator[Path]:
     for job in find_jobs([folder], None):
         if job.source.name.lower().endswith(endings) and job.source.is_file():
             yield job.source
-
-
-def _check_output(output: Path) -> None:
-    """Raise OutputFailed if no file can be written at `output`: it would be known at the end."""
-    folder = output.parent
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputFailed(f"{output} can't be written: name a file in a folder that exists")
 
 
 def _print_summary(made: "Preview", output: Path, shows_originals: bool) -> None:

@@ -29,6 +29,10 @@ class Bar:
         self.count += count
         self._progress.advance(self._task, count)
 
+    def expect(self, total: int) -> None:
+        """Show the bar for `total` steps, whose number was not known before."""
+        self._progress.update(self._task, total=total)
+
 
 @contextmanager
 def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:

@@ -25,7 +25,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Queue
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
-from worker.local_files import replaced
+from worker.local_files import refuse_unwritable, replaced
 from worker.printing import counted, print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
@@ -255,6 +255,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     target = output.resolve() if output.is_file() else output
+    refuse_unwritable(target)
     try:
         with replaced(target) as partial, partial.open("w", encoding="utf-8") as file:
             yield file

@@ -13,6 +13,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
 from worker.commands.queue import celery_app
+from worker.local_files import refuse_unwritable
 from worker.printing import counted, print_note, print_summary, printable
 from worker.settings import WorkerSettings
 
@@ -75,6 +76,8 @@ def sample(
     from worker.sampling.acceptance import accept
     from worker.sampling.outputs import SampleRequest
 
+    if output is not None:
+        refuse_unwritable(output)
     settings = WorkerSettings.load()
     request = SampleRequest(addresses, pictures, seed)
     found: Mapping[int, Mark]

@@ -60,6 +60,8 @@ EARLY = [
     ("address as output", ["anonymize", ".", "-o", "s3://clean"], {},
      "s3://clean is no local path"),
     ("file as output", ["anonymize", ".", "-o", "a.jpg"], {}, "a.jpg is a file"),
+    ("picture as output", ["anonymize", "a.jpg", "-o", "clean.JPG"], {},
+     "clean.JPG would be a folder with the outputs: name it without .JPG"),
     ("unreadable path", ["anonymize", "x" * 300, "-o", "out"], {},
      "xxx can't be read: File name too long"),
     ("two suffixes", ["backfill", "s3://raw", "--suffix", ".jpg,.png"], {},
@@ -116,6 +118,13 @@ EARLY = [
      "VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both set"),
     ("a setting twice", ["preview", ".", "--compare", "region=full,region=0.5"], {},
      "VEIL_REGION is given twice: repeat --compare to try several values"),
+    ("preview above the routes", ["preview", "s3://school-uploads"],
+     {"VEIL_ROUTES": "s3://school-uploads/2026=s3://clean"},
+     "no route of VEIL_ROUTES leads from s3://school-uploads/: routes begin below: "
+     "s3://school-uploads/2026/"),
+    ("folder as sheet", ["preview", ".", "-o", "."], {}, ". is a folder: name a file in it"),
+    ("nowhere for a report", ["sample", "s3://clean", "-o", "gone/x.html"], {},
+     "gone/x.html can't be written: name a file in a folder that exists"),
     ("command", ["anonymise"], {}, "'anonymize'"),
 ]  # fmt: skip
 

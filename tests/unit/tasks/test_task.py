@@ -300,3 +300,14 @@ def test_flower_shows_addresses_unquoted_and_other_arguments_as_in_python(argume
     other = {"argsrepr": "as it was"}
     _add_headers(sender="somebody.elses", body=(arguments, {}, {}), headers=other)
     assert other["argsrepr"] == "as it was"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [anonymize_image, lambda source: anonymize_image.apply((source,))],
+    ids=["call", "apply"],
+)
+def test_outside_of_a_worker_a_call_says_how_to_put_a_picture_on_the_queue(call, capfd):
+    with pytest.raises(RuntimeError, match=r"anonymize_image\.delay\(…\), or use worker\.Anonym"):
+        call("s3://raw/a.jpg")
+    assert capfd.readouterr() == ("", "")

@@ -115,9 +115,18 @@ def test_a_named_file_goes_to_the_top_of_the_output(folder, tmp_path):
     ]
 
 
-def test_hidden_files_and_folders_are_passed_over(folder, tmp_path):
-    source = folder("in", {"a.jpg": b"", ".b.jpg": b"", ".git/c.jpg": b"", "d/.e/f.jpg": b""})
-    assert list(targets([source], tmp_path / "out").values()) == ["a.jpg"]
+def test_what_is_left_out_of_folders_is_told(folder, tmp_path):
+    source = folder(
+        "in",
+        {"a.jpg": b"", ".b.jpg": b"", ".git/c.jpg": b"", "d/.e/f.jpg": b"", "out/a.jpg": b""},
+    )
+    (source / "link").symlink_to(tmp_path)
+    os.mkfifo(source / "pipe")
+    left_out = set()
+    jobs = find_jobs([source, source / "d"], source / "out", on_left_out=left_out.add)
+    assert [job.source.name for job in jobs] == ["a.jpg"]
+    names = {path.relative_to(source).as_posix() for path in left_out}
+    assert names == {".b.jpg", ".git", "d/.e", "link", "pipe"}
 
 
 def test_an_output_folder_within_the_input_is_not_read_again(folder):
