@@ -73,7 +73,8 @@ def retry(
 
     A letter stays listed until its picture comes through, or dies again; that of a message which no
     worker accepted goes once its picture is on the queue. Exit with 1 if a picture has no letter,
-    or can't be put on the queue and, with --wait, if one failed or has no result.
+    or can't be put on the queue, if there was no letter to retry and, with --wait, if one failed or
+    has no result.
 
     Example: veil dead retry --error AccessDenied
     """
@@ -104,7 +105,7 @@ def drop(
 ) -> ExitCode:
     """Forget dead letters; `veil reconcile` reports their pictures as missing from then on.
 
-    Exit with 1 if a picture has no letter.
+    Exit with 1 if a picture has no letter, or if there was none to drop.
 
     Example: veil dead drop --error UnsupportedImage
     """

@@ -99,8 +99,8 @@ class LedgerEntries(Generic[Item]):
         what takes the place of an entry. With `wait_seconds`, wait for the results, and give up
         this time after the last one.
 
-        Return whether all `sources` had an entry, every picture could be put on the queue, and none
-        that was waited for failed.
+        Return whether all `sources` had an entry, or any entry was selected, every picture could be
+        put on the queue, and none that was waited for failed.
         """
         found = self._of(sources)
         entries = iter(found.values()) if sources else self._selected(condition)
@@ -130,8 +130,8 @@ class LedgerEntries(Generic[Item]):
                 elif as_json:
                     for picture in wanted:
                         print(json.dumps({**waiting.requested(picture), "queue": queue}))
-        if condition is not None and not enqueued + refused:
-            self._note_no_match()
+        if not sources and not enqueued + refused:
+            return self._none_selected(condition)
         is_complete = not refused and self._has_all(found, sources)
         if wait_seconds is None or not waited_for:
             return is_complete
@@ -143,7 +143,7 @@ class LedgerEntries(Generic[Item]):
     ) -> bool:
         """Forget the entries of `sources`, or those that meet `condition`, or all.
 
-        Return whether all `sources` had an entry.
+        Return whether all `sources` had an entry, or any entry was selected.
         """
         found = self._of(sources)
         dropped = 0
@@ -162,8 +162,8 @@ class LedgerEntries(Generic[Item]):
                     dropped += count
             else:
                 dropped = self._ledger.drop_all(self._redis)
-        if condition is not None and not dropped:
-            self._note_no_match()
+        if not sources and not dropped:
+            return self._none_selected(condition)
         return self._has_all(found, sources)
 
     def _replacing(
@@ -184,8 +184,11 @@ class LedgerEntries(Generic[Item]):
         with connected():
             self._ledger.drop(self._redis, names)
 
-    def _note_no_match(self) -> None:
-        print_note(f"no {self._name} meets the condition: nothing was done")
+    def _none_selected(self, condition: Condition[Item] | None) -> bool:
+        """Print that nothing was done, and return that the work is not complete."""
+        match = "" if condition is None else " meets the condition"
+        print_note(f"no {self._name}{match}: nothing was done")
+        return False
 
     def _of(self, sources: Iterable[str]) -> dict[str, Item]:
         """Return the entries of `sources` by name, and note the sources without one."""
@@ -251,5 +254,7 @@ def _wanted(
                 destination = ObjectUri.parse(entry.destination)
             wanted.append((entry, Wanted(source, destination, options=options(entry))))
         except InvalidRequest as error:
-            print_note(f"can't be tried again, only dropped: {printable(str(error))}")
+            source = printable(entry.source)
+            reason = "it names no picture" if "://" not in source else printable(str(error))
+            print_note(f"{source} can't be tried again, only dropped: {reason}")
     return wanted

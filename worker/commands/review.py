@@ -137,7 +137,8 @@ def release(
     """Publish pictures in spite of the doubt, if their sources are unchanged.
 
     They stay on the list until they are published. Exit with 1 if a picture is not on the list, or
-    can't be put on the queue and, with --wait, if one failed or has no result.
+    can't be put on the queue, if the list is empty and, with --wait, if one failed or has no
+    result.
 
     Example: veil review release s3://camera-uploads/a/b.jpg
     """
@@ -171,7 +172,8 @@ def redo(
     """Anonymize pictures again, with further options on top of the earlier ones.
 
     They stay on the list until no doubt is left. Exit with 1 if a picture is not on the list, or
-    can't be put on the queue and, with --wait, if one failed or has no result.
+    can't be put on the queue, if the list is empty and, with --wait, if one failed or has no
+    result.
 
     Example: veil review redo s3://camera-uploads/a/b.jpg --extra 10,20,90,120
     """
@@ -202,7 +204,7 @@ def drop(
 ) -> ExitCode:
     """Take pictures off the list, and change nothing else.
 
-    Exit with 1 if a picture is not on the list.
+    Exit with 1 if a picture is not on the list, or if the list is empty.
 
     Example: veil review drop s3://camera-uploads/a/b.jpg
     """

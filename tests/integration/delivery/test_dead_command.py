@@ -68,10 +68,17 @@ def test_one_is_shown_with_all_that_is_known(dead, unattended):
 def test_an_error_that_no_letter_has_is_noted(dead, unattended, action):
     letter = give_up(unattended, "s3://raw/a.jpg")
     done = dead(action, "--error", "AccessDenied")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "veil: no dead letter meets the condition: nothing was done" in done.stderr
     assert unattended.dead() == {letter.source: letter}
     assert waiting(unattended) == set()
+
+
+@pytest.mark.parametrize("arguments", [("retry", "--all"), ("drop", "--all", "--yes")])
+def test_nothing_to_do_is_exit_code_1_and_a_line(dead, arguments):
+    done = dead(*arguments)
+    assert done.returncode == 1
+    assert "veil: no dead letter: nothing was done" in done.stderr
 
 
 @pytest.mark.parametrize("action", ["list", "retry", "drop"])
@@ -158,10 +165,11 @@ def test_all_are_tried_again_but_for_what_never_was_a_request(dead, unattended):
     good = {f"s3://raw/{number}.jpg" for number in range(700)}
     for source in good:
         give_up(unattended, source)
-    give_up(unattended, "no address", "InvalidRequest")
+    give_up(unattended, "message node-3", "MalformedMessage")
     done = dead("retry", "--all")
     assert done.returncode == 1
-    assert "no address" in done.stderr
+    line = "veil: message node-3 can't be tried again, only dropped: it names no picture"
+    assert line in done.stderr.splitlines()
     assert "700 enqueued" in done.stderr
     assert waiting(unattended) == good
 
