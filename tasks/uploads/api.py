@@ -34,6 +34,10 @@ class KeyReused(VeilError):
     """An Idempotency-Key came with another request before."""
 
 
+class _StillWaits(Exception):
+    """The same request has a message that has not ended."""
+
+
 class Pictures:
     """The pictures that were requested over HTTP. Their results are kept for `result_seconds`.
 
@@ -110,7 +114,8 @@ class Pictures:
     def _publish(self, wanted: Wanted, queue: str) -> None:
         """Put the message and the record of a request into Redis, in one transaction.
 
-        Raises KeyReused if another request has this id.
+        If the message of the same request has not ended, there is no other. Raises KeyReused if
+        another request has this id.
         """
         key = REQUEST_KEY.format(wanted.task_id)
         digest = _digest(wanted, queue)
@@ -118,19 +123,33 @@ class Pictures:
         def check(pipe: Any) -> None:
             pipe.watch(key)
             recorded = pipe.hget(key, "digest")
-            if recorded is not None and recorded.decode() != digest:
+            if recorded is None:
+                return
+            if recorded.decode() != digest:
                 raise KeyReused(
                     "this Idempotency-Key came with another request before: repeat that request, "
                     "or send this one with another key"
                 )
+            stored = pipe.get(RESULT_KEY.format(wanted.task_id))
+            if _standing(stored)["status"] in UNENDED.values():
+                raise _StillWaits
 
         def record(pipe: Any) -> None:
             source = str(wanted.source)
             fields = {"source": source, "queue": queue, "time": time.time(), "digest": digest}
             pipe.hset(key, mapping=fields)
+            keep(pipe)
+
+        def keep(pipe: Any) -> None:
             pipe.expire(key, self._result_seconds)
 
-        self._publisher.publish([wanted], queue, also_write=record, watch=check, keep_results=True)
+        try:
+            self._publisher.publish(
+                [wanted], queue, also_write=record, watch=check, keep_results=True
+            )
+        except _StillWaits:
+            # A write, so that the answer waits until replicas have the first message, too.
+            self._publisher.publish([], queue, also_write=keep)
 
     def _find(self, task_id: str) -> dict[str, Any] | None:
         with connected(), self._redis.pipeline() as pipe:
@@ -139,7 +158,7 @@ class Pictures:
         if not request:
             return None
         found = {"id": task_id, "source": request[b"source"].decode()}
-        return found | _standing(json.loads(stored) if stored else {"status": "PENDING"})
+        return found | _standing(stored)
 
 
 def _digest(wanted: Wanted, queue: str) -> str:
@@ -148,8 +167,9 @@ def _digest(wanted: Wanted, queue: str) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
-def _standing(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the status of a picture, with its report or its error, from Celery's `result`."""
+def _standing(stored: bytes | None) -> dict[str, Any]:
+    """Return the status of a picture, with its report or its error, from Celery's result."""
+    result: dict[str, Any] = json.loads(stored) if stored else {"status": "PENDING"}
     state: str = result["status"]
     value: Any = result.get("result")
     if state == "SUCCESS":

@@ -40,8 +40,7 @@ def document() -> dict[str, Any]:
                         "status": {"type": "integer"},
                         "error": {"type": "string"},
                         "message": {"type": "string"},
-                    },
-                    required=["status", "error"],
+                    }
                 ),
             },
         },
@@ -58,8 +57,9 @@ def _post() -> dict[str, Any]:
                 "in": "header",
                 "schema": {"type": "string", "maxLength": 128},
                 "description": (
-                    "The same request with the same key gets the same id. Another request with it "
-                    "is refused as long as the result of the first is kept."
+                    "The same request with the same key gets the same id, and is enqueued once "
+                    "until its picture has ended. Another request with it is refused as long as "
+                    "the result of the first is kept."
                 ),
             }
         ],

@@ -60,6 +60,16 @@ REFUSALS: Mapping[int, RefusalReason] = {
     500: "bug",
 }
 
+# The message of an answer with this status, unless the handler has a closer one.
+MESSAGES: Mapping[int, str] = {
+    400: "the request is malformed",
+    401: "the token is missing or wrong: send VEIL_WEBHOOK_TOKEN as Authorization: Bearer TOKEN",
+    404: "nothing is at this path: /v1/openapi.json has the paths",
+    405: "the path does not take this method: the header Allow has those that it takes",
+    413: f"the body has more than {MAX_BODY_BYTES:,} bytes",
+    500: "a bug of Veil: the log of the trigger has it",
+}
+
 log = structlog.get_logger("veil")
 
 MoreHandlers = Callable[["Intake", str], Sequence[tuple[Any, ...]]]
@@ -326,7 +336,14 @@ class Handler(RequestHandler):
             self.set_header("WWW-Authenticate", "Bearer")
         if status_code == 405:
             self.set_header("Allow", ", ".join(self.METHODS))
-        self.finish(json.dumps({"status": status_code, "error": self._reason}) + "\n")
+        self.refuse(status_code, MESSAGES.get(status_code, "the request can't be answered"))
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer with an error and its `message`."""
+        self.set_status(status)
+        self.finish(
+            json.dumps({"status": status, "error": self._reason, "message": message}) + "\n"
+        )
 
 
 class HealthHandler(Handler):
@@ -365,13 +382,6 @@ class AuthorizedHandler(Handler):
                 await answering
         finally:
             self.intake.requests_in_progress -= 1
-
-    def refuse(self, status: int, message: str) -> None:
-        """Answer with an error and its `message`."""
-        self.set_status(status)
-        self.finish(
-            json.dumps({"status": status, "error": self._reason, "message": message}) + "\n"
-        )
 
     def refuse_for_now(self, error: QueueUnavailable) -> None:
         """Answer 503, and when to come again."""

@@ -254,7 +254,7 @@ def _wanted(
                 destination = ObjectUri.parse(entry.destination)
             wanted.append((entry, Wanted(source, destination, options=options(entry))))
         except InvalidRequest as error:
-            source = printable(entry.source)
-            reason = "it names no picture" if "://" not in source else printable(str(error))
-            print_note(f"{source} can't be tried again, only dropped: {reason}")
+            name = printable(entry.source)
+            reason = "it names no picture" if "://" not in name else printable(str(error))
+            print_note(f"{name} can't be tried again, only dropped: {reason}")
     return wanted

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import requests
 
+from tasks.uploads.api import RESULT_KEY
 from tasks.uploads.openapi import document
 from tests.integration.conftest import Worker
 from tools.local.servers import HOST, Server, free_port
@@ -83,7 +84,20 @@ def test_a_picture_is_enqueued_and_found_until_its_end(api, worker, wait_until):
     assert dead["error"] == {"name": "UnreadableImage", "message": "not a picture"}
 
 
-def test_options_reach_the_message_and_a_key_gives_the_same_id(api, unattended):
+def test_a_key_enqueues_the_picture_again_after_its_end(api, unattended):
+    def post():
+        body = {"source": "s3://raw/a.jpg"}
+        return api("POST", "/v1/pictures", body, **{"Idempotency-Key": "order-9"}).json()["id"]
+
+    key = RESULT_KEY.format(post())
+    for state, count in (("STARTED", 1), ("RETRY", 1), ("FAILURE", 2)):
+        result = {"status": state, "result": {"exc_type": "AccessDenied", "exc_message": "no"}}
+        unattended.client.set(key, json.dumps(result))
+        post()
+        assert unattended.client.llen("uploads") == count, state
+
+
+def test_options_reach_the_message_and_a_repeated_key_enqueues_nothing(api, unattended):
     body = {
         "source": "s3://raw/a.jpg",
         "destination": "s3://clean/b.jpg",
@@ -94,7 +108,7 @@ def test_options_reach_the_message_and_a_key_gives_the_same_id(api, unattended):
     other = api("POST", "/v1/pictures", body).json()["id"]
     assert first == again != other
     assert api("GET", f"/v1/pictures/{first}").json()["status"] == "queued"
-    assert unattended.client.llen("uploads") == 3
+    assert unattended.client.llen("uploads") == 2
 
 
 def test_a_key_that_came_with_another_request_is_refused_and_enqueues_nothing(api, unattended):
@@ -184,11 +198,18 @@ def test_wrong_requests_are_refused_by_name(api, unattended, body, status, messa
 
 def test_the_token_is_needed_and_unknown_paths_and_ids_are_not_found(api, unattended):
     body = {"source": "s3://raw/a.jpg"}
-    assert api("POST", "/v1/pictures", body, token="wrong").status_code == 401
-    assert api("GET", f"/v1/pictures/{uuid.uuid4()}", token="").status_code == 401
-    assert checked(api("GET", f"/v1/pictures/{uuid.uuid4()}"), "Error")["status"] == 404
-    assert api("POST", "/v1/picture", body).status_code == 404
-    assert api("DELETE", "/v1/pictures").status_code == 405
+    refused = [
+        (api("POST", "/v1/pictures", body, token="wrong"), 401, "the token is missing or wrong"),
+        (api("GET", f"/v1/pictures/{uuid.uuid4()}", token=""), 401, "the token is missing"),
+        (api("GET", f"/v1/pictures/{uuid.uuid4()}"), 404, "no request has this id"),
+        (api("GET", "/v1/pictures/UNKNOWN"), 404, "nothing is at this path"),
+        (api("POST", "/v1/picture", body), 404, "nothing is at this path"),
+        (api("DELETE", "/v1/pictures"), 405, "does not take this method"),
+        (api("POST", "/v1/pictures", b"x" * ((1 << 20) + 1)), 413, "the body has more than"),
+    ]
+    for answer, status, message in refused:
+        assert answer.status_code == status
+        assert message in checked(answer, "Error")["message"]
     assert not unattended.client.exists("uploads")
     # Events still go to any other path.
     assert api("POST", "/events", b'{"Records": []}').status_code == 202
