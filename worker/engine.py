@@ -3,12 +3,19 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, UnsupportedImage
+from tasks.errors import (
+    DetectorUnavailable,
+    ImageTooLarge,
+    InvalidRequest,
+    SettingsInvalid,
+    UnreadableImage,
+    UnsupportedImage,
+)
 from tasks.messages import AnonymizeOptions
 from tasks.settings import PREFIX, refuse_unknown
 from worker import logs
@@ -16,15 +23,16 @@ from worker.anonymizer import Anonymized, AnonymizedArray, Stopwatch
 from worker.bootstrap import build_anonymizer
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, changes_no_picture
 from worker.treatments import AS_CONFIGURED
 
-File = bytes | str | os.PathLike[str]
-"""A picture file: its bytes, or its path."""
+File = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
+"""A picture file: its bytes, its path, or a file that is open in binary mode."""
 
 Options = AnonymizeOptions | Mapping[str, Any]
 """Options of one picture, or a dict of them as `tasks.anonymize_image` takes it."""
 
+BYTES = bytes | bytearray | memoryview
 CONVERTED_MODES = ("RGB", "L")  # modes of Pillow that become RGB without a loss
 
 
@@ -57,10 +65,15 @@ class Anonymizer:
         `values` take precedence. Their names are those of docs/settings.md without ``VEIL_``, in
         lower case: ``Anonymizer.from_settings(preset="thorough", verify="hold")``.
 
-        Raises SettingsInvalid for a wrong name or value, and the errors of the constructor.
+        Raises SettingsInvalid for a wrong name or value, and for a setting that changes no picture;
+        and the errors of the constructor.
         """
         refuse_unknown(os.environ, WorkerSettings)
         refuse_unknown({PREFIX + name.upper(): "" for name in values}, WorkerSettings)
+        for name in values:
+            # Those of S3 say where a model is.
+            if changes_no_picture(name) and not name.startswith("s3_"):
+                raise SettingsInvalid(f"{PREFIX}{name.upper()} changes no picture: leave it out")
         return cls(WorkerSettings.load(**values))
 
     @property
@@ -69,7 +82,9 @@ class Anonymizer:
         return self._anonymizer.recipe
 
     def anonymize(self, content: File, options: Options = AS_CONFIGURED) -> Anonymized:
-        """Return the anonymized file of `content`: the bytes of a picture file, or its path.
+        """Return the anonymized file of `content`: bytes, a path, or an open file.
+
+        A file that is open in binary mode is read from its position on.
 
         `options` replace settings for this picture: ``{"region": "full", "extra": [[0, 0, 80,
         20]]}``. Their names are those of AnonymizeOptions.
@@ -81,8 +96,9 @@ class Anonymizer:
         ``hold``); `reason` says why.
 
         Raises EmptyObject, UnreadableImage, UnsupportedImage, ImageTooLarge or DetectionFailed if
-        the picture cannot be anonymized, InvalidRequest for wrong options, DetectorUnavailable if
-        the detector does not answer in time, and OSError if the path cannot be read.
+        the picture cannot be anonymized, InvalidRequest for wrong options or a wrong type,
+        DetectorUnavailable if the detector does not answer in time, and OSError if the path cannot
+        be read.
         """
         checked = _checked_options(options)
         return self._anonymizer.anonymize(self._content(content), Stopwatch(), checked)
@@ -100,7 +116,7 @@ class Anonymizer:
         `image`, and the `detections` of `anonymize`. `pixels` and `image` are None if the picture
         is held; `reason` says why.
 
-        Raises UnsupportedImage for any other argument, and the errors of `anonymize`.
+        Raises UnsupportedImage for any other array or image, and the errors of `anonymize`.
         """
         return self._anonymizer.anonymize_array(self._checked(pixels), _checked_options(options))
 
@@ -109,7 +125,7 @@ class Anonymizer:
 
         `pixels` is any argument of `anonymize` or `anonymize_array`. Raises the errors of these.
         """
-        if isinstance(pixels, bytes | str | os.PathLike):
+        if isinstance(pixels, BYTES | str | os.PathLike) or _is_open_file(pixels):
             return self._anonymizer.detect_file(self._content(pixels)).detections
         return self._anonymizer.detect(self._checked(pixels))
 
@@ -132,19 +148,20 @@ class Anonymizer:
         if isinstance(file, str | os.PathLike):
             self._check_size(Path(file).stat().st_size)
             file = Path(file).read_bytes()
-        if not isinstance(file, bytes):
-            raise UnsupportedImage(
-                f"a file must be given as bytes or a path, not as {type(file).__name__}: "
-                "pass the bytes that it holds; anonymize_array takes arrays and Pillow images"
+        elif _is_open_file(file):
+            file = _read(file, self._settings.max_bytes + 1)
+        if not isinstance(file, BYTES):
+            raise InvalidRequest(
+                "a file must be given as bytes, as a path, or open in binary mode, not as "
+                f"{type(file).__name__}: anonymize_array takes arrays and Pillow images"
             )
-        self._check_size(len(file))
-        return file
+        self._check_size(memoryview(file).nbytes)
+        return bytes(file)
 
     def _check_size(self, size: int) -> None:
         if size > self._settings.max_bytes:
             raise ImageTooLarge(
-                f"the file has {size:,} bytes, the limit is {self._settings.max_bytes:,}: "
-                "raise VEIL_MAX_BYTES"
+                f"the file has more than {self._settings.max_bytes:,} bytes: raise VEIL_MAX_BYTES"
             )
 
     def _checked(self, picture: Any) -> Pixels:
@@ -154,7 +171,7 @@ class Anonymizer:
             self._check_dimensions(*picture.size)
             return _pixels_of(picture)
         if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
-            raise UnsupportedImage(
+            raise InvalidRequest(
                 f"a picture must be a NumPy array or a Pillow image, not {type(picture).__name__}: "
                 "anonymize and detect take files"
             )
@@ -175,6 +192,21 @@ class Anonymizer:
                 f"{width} × {height} pixels exceed the limit of {self._settings.max_pixels:,}: "
                 "raise VEIL_MAX_PIXELS"
             )
+
+
+def _is_open_file(file: Any) -> bool:
+    # Pillow images and paths have no method `read`.
+    return callable(getattr(file, "read", None))
+
+
+def _read(file: Any, limit: int) -> Any:
+    """Return the bytes of an open `file`, `limit` at most, or what it gives in place of bytes."""
+    content = bytearray()
+    while len(content) < limit and (part := file.read(limit - len(content))):
+        if not isinstance(part, bytes):
+            return part
+        content += part
+    return content
 
 
 def _checked_options(options: Options) -> AnonymizeOptions:

@@ -24,7 +24,7 @@ from tasks.messages import Method, Region
 from tasks.routes import Route
 from tasks.routes_file import Problem, problems_of
 from tasks.secret_files import SUFFIX
-from tasks.settings import PREFIX, S3_ATTEMPTS, Words, split_commas
+from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, Words, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.metadata.exif_fields import known_name
 from worker.metadata.kept import Gps, HeifOutput, Kept, known_schema
@@ -536,6 +536,12 @@ class WorkerSettings(UploadSettings):
             PRESETS[self.preset],
             **{name: value for name, value in chosen.items() if value is not None},
         )
+
+
+def changes_no_picture(name: str) -> bool:
+    """Return whether the setting `name` has no part in what an output shows or holds."""
+    of_servers = name in Settings.model_fields or name.endswith("_url")
+    return of_servers or name.startswith(("review_", "upload_", "receipt_"))
 
 
 def table() -> list[tuple[str, str | None, str]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tasks.errors import SettingsInvalid
 from tasks.routes import Route
-from tasks.settings import PREFIX, Settings, refuse_unknown
-from worker.settings import WorkerSettings
+from tasks.settings import PREFIX, refuse_unknown
+from worker.settings import WorkerSettings, changes_no_picture
 
 CURRENT = "current settings"
 # A comma separates two settings only if a name and an equals sign follow, because values such as
@@ -50,7 +50,7 @@ def _values(text: str) -> dict[str, str]:
         if not equals or not field:
             raise SettingsInvalid(f"--compare {text!r:.100}: give SETTING=VALUE, as in region=full")
         refuse_unknown({PREFIX + field.upper(): value}, WorkerSettings)
-        if field in Settings.model_fields or field.endswith("_url") or field.startswith("review_"):
+        if changes_no_picture(field):
             raise SettingsInvalid(
                 f"--compare {text!r:.100}: {PREFIX}{field.upper()} changes no picture"
             )

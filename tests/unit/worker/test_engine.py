@@ -188,7 +188,6 @@ def test_an_array_that_changes_during_the_work_leaves_no_clear_pixels(anonymizer
 
 NOT_ARRAYS = [
     [[[1, 2, 3]]],
-    bytearray(b"bytes"),
     None,
     Image.new("RGBA", (8, 8)),
     np.ma.masked_array(np.zeros((8, 8, 3), np.uint8)),
@@ -209,7 +208,7 @@ NOT_ARRAYS = [
 @pytest.mark.parametrize("given", NOT_ARRAYS, ids=range(len(NOT_ARRAYS)))
 @pytest.mark.parametrize("method", ["anonymize_array", "detect"])
 def test_anything_but_rgb_in_8_bits_is_refused_by_name(anonymizer, given, method):
-    with pytest.raises(UnsupportedImage) as error:
+    with pytest.raises((UnsupportedImage, InvalidRequest)) as error:
         getattr(anonymizer, method)(given)
     assert "\n" not in str(error.value)
 
@@ -228,14 +227,27 @@ def test_an_array_over_the_limit_is_refused(anonymizer, method):
         (b"", EmptyObject),
         (b"no picture", UnreadableImage),
         (bytes(1_000_001), ImageTooLarge),
-        (7, UnsupportedImage),
-        (None, UnsupportedImage),
-        (bytearray(b"\xff\xd8"), UnsupportedImage),
+        (bytearray(b"\xff\xd8"), UnreadableImage),
+        (io.BytesIO(bytes(1_000_001)), ImageTooLarge),
+        (7, InvalidRequest),
+        (None, InvalidRequest),
+        (io.StringIO("text"), InvalidRequest),
     ],
 )
 def test_a_file_that_cannot_be_anonymized_raises_what_a_worker_does(anonymizer, content, error):
     with pytest.raises(error):
         anonymizer.anonymize(content)
+
+
+def test_bytes_of_any_type_and_open_files_are_taken(anonymizer, portrait, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(portrait)
+    expected = anonymizer.anonymize(portrait).content
+    with path.open("rb") as buffered, path.open("rb", buffering=0) as raw:
+        for given in (bytearray(portrait), memoryview(portrait), buffered, raw):
+            assert anonymizer.anonymize(given).content == expected
+    faces = anonymizer.detect(io.BytesIO(portrait))
+    assert faces.boxes_xyxy.tolist() == anonymizer.detect(portrait).boxes_xyxy.tolist()
 
 
 def test_a_failure_of_the_detector_is_an_error_and_not_an_output(
@@ -264,6 +276,12 @@ def test_settings_come_from_the_environment_and_arguments_take_precedence(anonym
 def test_a_setting_that_is_wrong_is_refused(values):
     with pytest.raises(SettingsInvalid, match=f"VEIL_{next(iter(values)).upper()}"):
         Anonymizer.from_settings(**values)
+
+
+@pytest.mark.parametrize("name", ["redis_url", "routes", "upload_acl", "review_url"])
+def test_a_setting_that_changes_no_picture_is_refused(name):
+    with pytest.raises(SettingsInvalid, match=f"VEIL_{name.upper()} changes no picture"):
+        Anonymizer.from_settings(**{name: "x"})
 
 
 def test_a_misspelt_variable_is_refused(monkeypatch):
