@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -65,6 +66,32 @@ CERTIFICATE_CHECKS = (
 )
 
 
+def _of_form(pattern: str, text: str) -> AfterValidator:
+    """Return the check that a whole value matches `pattern`; its error says that it must be `text`.
+
+    The pattern of a Field is no check for people: its error shows the regular expression.
+    """
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {text}")
+        return value
+
+    return AfterValidator(check)
+
+
+ServiceName = Annotated[
+    str, _of_form(r"[\x21-\x7e]{1,200}", "a name of up to 200 ASCII characters without spaces")
+]
+KeyPrefix = Annotated[
+    str, _of_form(r"[A-Za-z0-9_.:-]{0,64}", "up to 64 letters, digits and any of _.:-")
+]
+HeifSuffix = Annotated[
+    str,
+    _of_form(r"(\.[A-Za-z0-9_.-]{0,30}[A-Za-z0-9_])?", "a suffix such as .jpg, or empty"),
+]
+
+
 def split_commas(value: Any) -> Any:
     """Return the parts of a comma-separated text, stripped and without empty ones.
 
@@ -103,9 +130,8 @@ class Settings(BaseSettings):
         None,
         description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address.",
     )
-    redis_service: str | None = Field(
+    redis_service: ServiceName | None = Field(
         None,
-        pattern=r"^[\x21-\x7e]{1,200}$",
         description="Name under which the sentinels in `VEIL_REDIS_URL` watch Redis. Empty for "
         "`mymaster`.",
     )
@@ -123,9 +149,8 @@ class Settings(BaseSettings):
         description="Number of replicas of Redis that must have a message before it counts as "
         "enqueued. With 0, a failover may lose messages that had not reached a replica.",
     )
-    redis_prefix: str = Field(
+    redis_prefix: KeyPrefix = Field(
         "",
-        pattern=r"^[A-Za-z0-9_.:-]{0,64}$",
         description="Text before the name of every key and channel in Redis, such as `team-a:`, so "
         "that several installations share a Redis: up to 64 letters, digits and `_.:-`. All "
         "workers and commands of an installation need the same.",
@@ -217,10 +242,8 @@ class Settings(BaseSettings):
         "`s3://SOURCE=s3://DESTINATION`, comma-separated. A message that names any other place is "
         "refused.",
     )
-    heif_suffix: str = Field(
+    heif_suffix: HeifSuffix = Field(
         "",
-        pattern=r"^(\.[A-Za-z0-9_.-]*[A-Za-z0-9_])?$",
-        max_length=32,
         description="Suffix of the outputs of sources with `.heic`, `.heif` or `.hif`, such as "
         "`.jpg`. Empty to keep the source's key. Workers and commands need the same value.",
     )

@@ -346,7 +346,7 @@ def evaluate(
     if split not in SPLITS:
         raise typer.BadParameter(f"choose from {', '.join(SPLITS)}", param_hint="--split")
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format)
+    logs.configure_command(settings.log_format)
     dataset = Dataset.load(folder)
     dataset.split(split)
     home = Path(model).expanduser()
@@ -461,7 +461,7 @@ def export(
     from worker.detection.evaluation import drawbacks_of
     from worker.settings import WorkerSettings
 
-    logs.configure(WorkerSettings.load().log_format)
+    logs.configure_command(WorkerSettings.load().log_format)
     run = Run.load(folder)
     exported = exporting.export(run, to, threshold)
     metadata = exported.metadata

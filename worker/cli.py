@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from tasks import core_dumps
 from tasks.errors import NothingFound, QueueUnavailable, VeilError
-from worker.commands.command import HELP_FLAGS, CommandGroup
+from worker.commands.command import HELP_FLAGS, USAGE_ERROR, CommandGroup
 from worker.commands.exit_codes import ExitCode
 from worker.printing import print_note, print_system_error
 
@@ -62,9 +62,6 @@ class CommandTable(CommandGroup):
             return None, None, remaining
         return name, get_command(import_module(COMMANDS[name].module).app), remaining
 
-
-# The base of Typer's errors about the command line. It has no public name.
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 EXIT_CODES = "\n".join(f"{code.value:>4}  {code.meaning}" for code in ExitCode)
 EPILOG = f"Example: veil anonymize holiday/ -o clean/\n\nExit codes:\n{EXIT_CODES}"

@@ -15,7 +15,7 @@ from structlog.typing import EventDict, Processor
 
 from tasks.errors import QueueUnavailable
 from tasks.redis.errors import log_unavailable
-from worker.printing import printable, quiet
+from worker.printing import printable
 
 QUIET_LOGGERS = ("celery.worker", "celery.apps.worker", "kombu")
 CONNECTION_LOGGER = "urllib3.connectionpool"
@@ -65,6 +65,15 @@ def configure(form: str, redis_server: str | None = None, worker: str | None = N
     worker_ready.connect(_warn_of_root, weak=False)
 
 
+def configure_command(form: str) -> None:
+    """Send the warnings and errors of a command that ends by itself to standard error in `form`.
+
+    What it has to say at its end is its summary, so it has no lines of the level ``info``.
+    """
+    configure(form)
+    logging.getLogger("veil").setLevel(logging.WARNING)
+
+
 def use_standard_library() -> None:
     """Send logs to the logger ``veil`` of the standard library, as a library does.
 
@@ -98,7 +107,7 @@ def _for_json() -> list[Processor]:
 
 
 def _set_levels() -> None:
-    logging.getLogger("veil").setLevel(logging.WARNING if quiet() else logging.INFO)
+    logging.getLogger("veil").setLevel(logging.INFO)
     # Libraries warn of unusual pictures in prose. The outcome of a picture says what matters.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)

@@ -155,6 +155,7 @@ def test_good_pictures_alone_are_exit_code_0_and_silent_without_json(veil, album
 
     assert done.returncode == 0
     assert done.stdout == ""
+    assert done.stderr == f"2 anonymized; outputs in {tmp_path / 'output'}\n"
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["a.jpg", "b.png"]
 
 

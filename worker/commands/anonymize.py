@@ -148,7 +148,7 @@ def anonymize(
     options.refuse_beside("--detect-only", detect_only, others)
     _require_paths(paths)
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format)
+    logs.configure_command(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra, rules)
     left_out: set[Path] = set()
     jobs = find_jobs(paths, output, settings.heif_suffix, left_out.add)

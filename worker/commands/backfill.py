@@ -63,10 +63,21 @@ To = Annotated[
         help="Where outputs go, below the route's destination; default: where the route leads.",
     ),
 ]
+
+
+def _since(text: str) -> datetime:
+    """Parse an ISO 8601 time. Raise BadParameter, also for ``now``, which `veil watch` takes."""
+    if text == "now":
+        raise typer.BadParameter(
+            "no source is modified after now: a backfill takes those from a time of the past on"
+        )
+    return utc_time(text)
+
+
 Since = Annotated[
     datetime | None,
     typer.Option(
-        parser=utc_time,
+        parser=_since,
         metavar="TIME",
         help="Only sources modified at this time or later: ISO 8601, UTC unless it has a zone.",
     ),

@@ -16,6 +16,8 @@ from worker.commands.interruption import Terminated, terminable
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")  # within a paragraph
+# The base of Typer's errors about the command line. It has no public name.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -30,6 +32,14 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return without_types(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. An error names this command, also one of the parser itself."""
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            error.ctx = error.ctx or ctx  # type: ignore[attr-defined]
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help with narrow gaps, so that 80 columns have room for the longest flag."""
@@ -137,7 +147,7 @@ def _quiet_option() -> TyperOption:
             "-q",
             callback=apply,
             expose_value=False,
-            help="Print results and errors only: no progress, no summary, no log.",
+            help="Print results and errors only: no progress, no summary.",
         ),
     ) -> None:
         """Have Typer make the option, because its constructor is not public."""

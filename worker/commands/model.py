@@ -59,7 +59,7 @@ def info(
     from worker.searches import labels_to_hide
 
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format)
+    logs.configure_command(settings.log_format)
     models = load_models(settings)
     labels = labels_to_hide(settings, models)  # The rules may name a label that no model has.
     if picture is None:  # Else the search in the picture warns.

@@ -31,6 +31,8 @@ def _known_queue(name: str) -> str:
 
 def _separate_suffixes(suffixes: list[str] | None) -> list[str] | None:
     for suffix in suffixes or ():
+        if not suffix.strip():
+            raise typer.BadParameter("an empty suffix selects nothing: name one, such as .jpg")
         if "," in suffix:
             raise typer.BadParameter(f"{suffix!r} is one suffix: repeat the flag for each")
     return suffixes

@@ -92,7 +92,7 @@ def preview(
 
     route, suffixes = _route(place, suffix or [])
     chosen = variants(compare or [], route)
-    logs.configure(chosen[0].settings.log_format)
+    logs.configure_command(chosen[0].settings.log_format)
     if not as_json:
         refuse_unwritable(output)
     is_store = "://" in place

@@ -348,7 +348,7 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
     from worker.masking import regions
     from worker.reports import listed
 
-    logs.configure(settings.log_format)
+    logs.configure_command(settings.log_format)
     anonymizer = build_anonymizer(settings)
     treatments = anonymizer.treatments
 

@@ -68,6 +68,15 @@ def test_lines_about_an_unavailable_redis_name_it_and_others_do_not(capsys):
     assert "redis" not in other
 
 
+def test_a_command_that_ends_by_itself_logs_warnings_and_errors_alone(capsys):
+    logs.configure_command("json")
+    log = structlog.get_logger("veil")
+    log.info("detector ready")
+    log.warning("picture process died")
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert line["event"] == "picture process died"
+
+
 def test_every_line_of_a_worker_has_its_name(capsys):
     logs.configure("json", worker="camera-1@host")
     structlog.get_logger("veil").warning("dead", worker="the one before")
