@@ -22,6 +22,7 @@ TABLE = "routes"  # the table of the file that has a table for each route
 MAX_ROUTES = 500  # Each has time series of its own.
 MAX_BYTES = 1 << 20
 NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+SUFFIX = r"^[^,/\s]{1,64}$"
 # The settings of workers that a route may have in place of those of VEIL_…, by their names there.
 ROUTE_SETTINGS = (
     *("method", "region", "margin", "shape", "feather", "no_faces", "verify"),
@@ -54,9 +55,17 @@ def _address(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _lower_suffix(text: str) -> str:
+    if not re.fullmatch(SUFFIX, text):
+        raise ValueError(
+            "must be a suffix such as .jpg, of up to 64 characters without , / or space"
+        )
+    return text.lower()
+
+
 Address = Annotated[str, AfterValidator(_address)]
 RouteSuffix = Annotated[
-    str, Field(pattern=r"^[^,/\s]{1,64}$"), AfterValidator(lambda suffix: suffix.lower())
+    str, Field(json_schema_extra={"pattern": SUFFIX}), AfterValidator(_lower_suffix)
 ]
 
 

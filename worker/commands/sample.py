@@ -20,6 +20,7 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from tasks.records.samples import Mark, Sample
     from worker.sampling.acceptance import Acceptance
+    from worker.sampling.intervals import Rate
     from worker.sampling.outputs import SampleRequest
 
 Addresses = Annotated[
@@ -176,17 +177,12 @@ def _redo(settings: WorkerSettings, result: "Acceptance") -> None:
 
 
 def _print(result: "Acceptance", is_on_desk: bool) -> None:
-    from worker.sampling.acceptance import percent_down, percent_up
-
     for finding in result.misses:
         boxes = " ".join(",".join(map(str, box)) for box in finding.exposed_xyxy)
         print(f"{printable(finding.picture.output)}  {boxes}")
-    pictures, faces = result.pictures, result.faces
     if result.reviewed:
-        print(f"pictures with an exposed face: {_rate_text(pictures.found, pictures.of)}, ", end="")
-        print(f"{INTERVAL} {percent_down(pictures.low)} to {percent_up(pictures.high)}")
-        print(f"exposed faces: {_rate_text(faces.found, faces.of)}, ", end="")
-        print(f"{INTERVAL} {percent_down(faces.low)} to {percent_up(faces.high)}")
+        print(f"pictures with an exposed face: {_rate_text(result.pictures, result.is_census)}")
+        print(f"exposed faces: {_rate_text(result.faces, result.is_census)}")
     drawn = len(result.sample.pictures)
     print_summary(result.statement)
     if result.skipped:
@@ -203,5 +199,13 @@ def _print(result: "Acceptance", is_on_desk: bool) -> None:
         )
 
 
-def _rate_text(found: int, of: int) -> str:
-    return f"{found:,} of {of:,}"
+def _rate_text(rate: "Rate", is_census: bool) -> str:
+    """Return a rate with its interval, unless it is exact or says nothing."""
+    from worker.sampling.acceptance import low_end, percent_up, says_nothing
+
+    text = f"{rate.found:,} of {rate.of:,}"
+    if is_census:
+        return f"{text}, of the whole archive"
+    if says_nothing(rate):
+        return f"{text}, too few for an interval"
+    return f"{text}, {INTERVAL} {low_end(rate)} to {percent_up(rate.high)}"

@@ -11,6 +11,7 @@ from worker.printing import counted
 from worker.sampling.intervals import (
     CONFIDENCE,
     Rate,
+    exact_rate,
     pictures_needed,
     rate,
     rate_in_clusters,
@@ -21,8 +22,12 @@ from worker.sampling.sizes import FACE_SIZE_NAMES, face_size
 SAME_FACE_IOU = 0.3
 DIGITS = 2  # of a small percentage
 SMALLEST_SHARE = 1e-9  # no sample is large enough to show less
+# A lower end below this share of the estimate says no more than that there is a miss.
+LEAST_LOW = 0.01
 ROUNDING_ERROR = 1e-6  # of a float, as a share of the last digit that is shown
 WANTED_RATES = (0.05, 0.02, 0.01, 0.005, 0.001)  # for which a report says the size of the sample
+
+ALL = "100.0 %"
 
 Box = Sequence[float]
 
@@ -71,6 +76,11 @@ class Acceptance:
         return self.reviewed > 0 and not self.unreviewed
 
     @property
+    def is_census(self) -> bool:
+        """True if every picture of the archive was drawn and reviewed: the rates are exact."""
+        return 0 < self.reviewed == self.sample.count
+
+    @property
     def unreviewed(self) -> int:
         """The number of pictures that can still be reviewed."""
         return len(self.sample.pictures) - self.reviewed - self.skipped
@@ -82,10 +92,14 @@ class Acceptance:
             return "No picture has been reviewed."
         found = self.pictures.found
         misses = f"{counted(found, 'picture')} with a miss" if found else "No miss"
+        result = f"{misses} in {counted(self.reviewed, 'picture')}"
+        if self.is_census:
+            return f"{result}, which are all of the archive."
+        if percent_up(self.pictures.upper_bound) == ALL:
+            return f"{result}: too few without one to say how many of all pictures have one."
         return (
-            f"{misses} in {counted(self.reviewed, 'picture')}: "
-            f"fewer than {percent_up(self.pictures.upper_bound)} of all pictures have an exposed "
-            f"face, at {CONFIDENCE * 100:.0f} % (one-sided)."
+            f"{result}: fewer than {percent_up(self.pictures.upper_bound)} of all pictures have an "
+            f"exposed face, at {CONFIDENCE * 100:.0f} % (one-sided)."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +113,7 @@ class Acceptance:
             "reviewed": self.reviewed,
             "skipped": self.skipped,
             "complete": self.is_complete,
+            "census": self.is_census,
             "confidence": CONFIDENCE,
             "statement": self.statement,
             "pictures": asdict(self.pictures),
@@ -133,17 +148,18 @@ def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
             skipped += 1
         else:
             findings.append(Finding(picture, mark.exposed_xyxy, mark.by))
+    is_census = 0 < len(findings) == sample.count
     routes = sorted({finding.picture.route for finding in findings})
     by_route = {}
     for route in routes:
         own = [finding for finding in findings if finding.picture.route == route]
-        by_route[route] = (_picture_rate(own), _face_rate(own))
+        by_route[route] = (_picture_rate(own, is_census), _face_rate(own, is_census))
     return Acceptance(
         sample=sample,
         reviewed=len(findings),
-        pictures=_picture_rate(findings),
-        faces=_face_rate(findings),
-        by_size={size: _face_rate(findings, size) for size in FACE_SIZE_NAMES},
+        pictures=_picture_rate(findings, is_census),
+        faces=_face_rate(findings, is_census),
+        by_size={size: _face_rate(findings, is_census, size) for size in FACE_SIZE_NAMES},
         by_route=by_route,
         needed={share: pictures_needed(share) for share in WANTED_RATES},
         misses=[finding for finding in findings if finding.exposed_xyxy],
@@ -166,6 +182,18 @@ def percent_down(share: float) -> str:
     return _percent(share, lambda number: math.floor(number + ROUNDING_ERROR))
 
 
+def low_end(rate: Rate) -> str:
+    """Return the lower end of an interval. It is not 0 where something was found."""
+    if rate.estimate and rate.low < rate.estimate * LEAST_LOW:
+        return "> 0 %"
+    return percent_down(rate.low)
+
+
+def says_nothing(rate: Rate) -> bool:
+    """Return whether the interval is that of an unknown rate: from almost 0 % to 100 %."""
+    return low_end(rate) in ("0 %", "> 0 %") and percent_up(rate.high) == ALL
+
+
 def _percent(share: float, whole: Callable[[float], int]) -> str:
     if share >= 0.00995:
         return f"{whole(share * 1000) / 10:.1f} %"
@@ -176,15 +204,17 @@ def _percent(share: float, whole: Callable[[float], int]) -> str:
     return text.rstrip("0").rstrip(".") + " %"
 
 
-def _picture_rate(findings: Sequence[Finding]) -> Rate:
-    return rate(sum(bool(finding.exposed_xyxy) for finding in findings), len(findings))
+def _picture_rate(findings: Sequence[Finding], is_census: bool) -> Rate:
+    rate_of = exact_rate if is_census else rate
+    return rate_of(sum(bool(finding.exposed_xyxy) for finding in findings), len(findings))
 
 
-def _face_rate(findings: Sequence[Finding], size: str | None = None) -> Rate:
+def _face_rate(findings: Sequence[Finding], is_census: bool, size: str | None = None) -> Rate:
     """Return the rate of exposed faces, or of those of one size."""
 
     def count(boxes: Sequence[Box]) -> int:
         return sum(size is None or face_size(box) == size for box in boxes)
 
     exposed = [count(finding.exposed_xyxy) for finding in findings]
-    return rate_in_clusters(exposed, [count(finding.faces) for finding in findings])
+    faces = [count(finding.faces) for finding in findings]
+    return exact_rate(sum(exposed), sum(faces)) if is_census else rate_in_clusters(exposed, faces)

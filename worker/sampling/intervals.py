@@ -41,6 +41,14 @@ def rate(found: int, of: int, confidence: float = CONFIDENCE) -> Rate:
     return _rate(found, of, float(found), float(of), confidence)
 
 
+def exact_rate(found: int, of: int) -> Rate:
+    """Return the rate in a population of which every member was looked at."""
+    if of == 0:
+        return rate(0, 0)
+    share = found / of
+    return Rate(found, of, share, share, share, share)
+
+
 def rate_in_clusters(
     found: Sequence[int], sizes: Sequence[int], confidence: float = CONFIDENCE
 ) -> Rate:

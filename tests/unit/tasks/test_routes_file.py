@@ -158,6 +158,10 @@ ROUTE = 'source = "s3://raw/{0}"\ndestination = "s3://clean/{0}"\n'
         ("[routes.a\n", "is no TOML"),
         ("[[routes]]\n" + ROUTE.format("a"), "has no route"),
         ("", "has no route"),
+        (
+            "[routes.a]\nsuffixes = ['']\n" + ROUTE.format("a"),
+            "must be a suffix such as .jpg, of up",
+        ),
         ("[routes]\n", "has no route"),
         ("[routes]\na = 1\n", r"\[routes.a\] is no table"),
         ("[route.a]\n" + ROUTE.format("a"), "'route' is unknown"),

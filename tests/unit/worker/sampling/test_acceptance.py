@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from tasks.records.samples import Mark, Sample, SampledPicture
-from worker.sampling.acceptance import accept, percent, percent_down, percent_up
+from worker.sampling.acceptance import (
+    accept,
+    low_end,
+    percent,
+    percent_down,
+    percent_up,
+    says_nothing,
+)
 from worker.sampling.redo import wanted_again
 from worker.sampling.report import page
 
@@ -80,13 +87,37 @@ def test_the_report_escapes_what_comes_from_outside_and_loads_nothing():
     assert "default-src &#x27;none&#x27;" in html or "default-src 'none'" in html
 
 
-def test_the_lower_end_of_a_rate_that_is_almost_none_is_0():
+def test_the_lower_end_of_a_rate_is_not_0_where_something_was_found():
     """The faces of one picture hide half of all faces: the effective number is below 2."""
     hidden = [[x, 0, x + 30, 30] for x in range(0, 3000, 40)]
     marks = {0: Mark([]), 1: Mark([[0, 50, 30, 80]])}
     faces = accept(a_sample(a_picture(1, hidden), a_picture(2)), marks).faces
-    assert (faces.found, percent(faces.low)) == (1, "0 %")
+    assert (faces.found, percent(faces.low), low_end(faces)) == (1, "0 %", "> 0 %")
     assert percent(faces.high) != "0 %"
+
+
+def test_a_sample_of_the_whole_archive_is_exact():
+    pictures = [a_picture(number, [[0, 0, 50, 50]]) for number in range(21)]
+    marks = {number: Mark([[60, 60, 70, 70]] if number == 0 else []) for number in range(21)}
+    sample = replace(a_sample(*pictures), count=21)
+    result = accept(sample, marks)
+    assert result.statement == (
+        "1 picture with a miss in 21 pictures, which are all of the archive."
+    )
+    assert (result.pictures.low, result.pictures.high) == (1 / 21, 1 / 21)
+    assert (result.faces.low, result.faces.upper_bound) == (1 / 22, 1 / 22)
+    assert b"The rates are exact" in page(result)
+    assert not accept(sample, dict(list(marks.items())[:20])).is_census
+
+
+def test_a_bound_of_all_pictures_is_not_said():
+    result = accept(a_sample(a_picture(1)), {0: Mark([[0, 0, 9, 9]])})
+    assert result.statement == (
+        "1 picture with a miss in 1 picture: too few without one to say how many of all pictures "
+        "have one."
+    )
+    assert not says_nothing(accept(a_sample(a_picture(1, [[0, 0, 9, 9]])), {0: Mark([])}).faces)
+    assert says_nothing(accept(a_sample(a_picture(1)), {0: Mark([])}).faces)
 
 
 def test_plates_are_no_faces():
