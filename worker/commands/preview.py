@@ -148,7 +148,7 @@ def _route(place: str, suffixes: list[str]) -> tuple[Route | None, list[str]]:
         print_note(f"{prefix} has the outputs of the route {name}: these are no sources")
     else:
         print_note(
-            f"no route of {routes.setting} leads from {prefix}: the settings of all routes are used"
+            f"no route of {routes.setting} leads from {prefix}: the settings are the deployment's"
         )
     return None, suffixes
 

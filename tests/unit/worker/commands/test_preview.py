@@ -11,7 +11,7 @@ from worker.preview import trial
 @pytest.mark.parametrize(
     ("place", "note"),
     [
-        ("s3://new/2026", "no route of VEIL_ROUTES leads from s3://new/2026/: the settings of all"),
+        ("s3://new/2026", "no route of VEIL_ROUTES leads from s3://new/2026/: the settings are"),
         ("s3://clean/a", "s3://clean/a/ has the outputs of the route s3://raw/=s3://clean/: these"),
     ],
 )
