@@ -107,6 +107,11 @@ REFUSED = {
     'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/a.toml",files={"b.toml":"a"}': (
         "worker has no file /a.toml"
     ),
+    'settings.VEIL_REDIS_URL="rediss://redis/0?ssl_ca_certs=/etc/veil/redis-ca.pem"': (
+        "has no file /etc/veil/redis-ca.pem, which VEIL_REDIS_URL names"
+    ),
+    'settings.AWS_CA_BUNDLE="/etc/veil/a.pem",files={"b.pem":"a"}': "which AWS_CA_BUNDLE names",
+    'env=[{"name":"SSL_CERT_FILE","value":"/etc/veil/a.pem"}]': "which SSL_CERT_FILE names",
     'triggers={"poll":{"enabled":true},"settings":{"VEIL_ROUTES_FILE":"/etc/veil/a.toml"}}': (
         "VEIL_ROUTES and VEIL_ROUTES_FILE are set"
     ),
@@ -595,6 +600,16 @@ def test_a_routes_file_may_come_from_a_volume_and_a_secret_of_a_variable_from_an
     }
     arguments = [f"{name}={json.dumps(value)}" for name, value in values.items()]
     check_release(rendered("--set-json", ",".join(arguments)))
+
+
+def test_a_certificate_of_redis_may_come_from_a_file_or_a_volume(rendered):
+    url = (
+        'settings.VEIL_REDIS_URL="rediss://a/0?ssl_ca_certs=/etc/veil/a.pem&ssl_cert_reqs=required"'
+    )
+    mount = 'worker.volumeMounts=[{"name":"a","mountPath":"/etc/veil"}]'
+    volume = 'worker.volumes=[{"name":"a","secret":{"secretName":"a"}}]'
+    check_release(rendered("--set-json", url, "--set-json", 'files={"a.pem":"a"}'))
+    check_release(rendered("--set-json", url, "--set-json", mount, "--set-json", volume))
 
 
 def test_flower_answers_below_the_path_of_its_ingress(rendered):
