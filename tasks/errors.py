@@ -43,6 +43,7 @@ arguments. A message is one line, says what to do, and never contains a credenti
 
 import contextlib
 import re
+from typing import ClassVar
 
 MAX_UNEXPECTED_MESSAGE = 200  # characters kept of the message of an error that is no VeilError
 DATA_PATTERN = re.compile(
@@ -54,6 +55,9 @@ DATA_PATTERN = re.compile(
 
 class VeilError(Exception):
     """The base of all errors that Veil reports by name."""
+
+    of_pictures: ClassVar[bool] = True
+    """False for an error of a command, a trigger or training, which no message can end with."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(" ".join(str(message).split()))
@@ -101,6 +105,8 @@ class QueueUnavailable(Transient):
 class EventsUnavailable(Transient):
     """The queue that delivers upload events can't be reached."""
 
+    of_pictures = False
+
 
 class Permanent(VeilError):
     """Another try would fail in the same way: a person must act."""
@@ -116,6 +122,8 @@ class MalformedMessage(Permanent):
 
 class MalformedEvent(Permanent):
     """The data received is no event of an object store."""
+
+    of_pictures = False
 
 
 class BucketNotAllowed(Permanent):
@@ -136,6 +144,8 @@ class StorageRejected(Permanent):
 
 class RunTakenOver(Permanent):
     """Another process has continued this run of a backfill."""
+
+    of_pictures = False
 
 
 class DestinationTaken(Permanent):
@@ -177,25 +187,37 @@ class ModelInvalid(Permanent):
 class DatasetInvalid(Permanent):
     """The labelled pictures can't be used for training."""
 
+    of_pictures = False
+
 
 class TrainingFailed(Permanent):
     """Training can't continue with these options."""
+
+    of_pictures = False
 
 
 class RunUnknown(Permanent):
     """Redis has no backfill run of that name."""
 
+    of_pictures = False
+
 
 class InventoryInvalid(Permanent):
     """An inventory is damaged, incomplete, of another bucket, or of an unsupported format."""
+
+    of_pictures = False
 
 
 class NothingFound(Permanent):
     """There is no object below the address that a command was given."""
 
+    of_pictures = False
+
 
 class OutputFailed(Permanent):
     """A local output can't be written."""
+
+    of_pictures = False
 
 
 class SettingsInvalid(Permanent):

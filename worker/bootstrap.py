@@ -26,7 +26,7 @@ from tasks.settings import Settings, refuse_unknown
 from tasks.telemetry import error_reports, tracing
 from worker import logs, metrics, searches
 from worker.models import load_models
-from worker.process import allocator
+from worker.process import allocator, processors
 from worker.process.watch import Watch, unwatched
 from worker.process.watchdog import Watchdog
 from worker.searches import LoadedModel
@@ -90,6 +90,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     worker_ready.connect(_announce_recipe, weak=False)
     worker_ready.connect(_watch_store, weak=False)
     worker_ready.connect(_warn_of_redis, weak=False)
+    _warn_of_memory(processors.memory())
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
     store = ObjectStore.connect(settings, settings.pictures_in_flight() + EXTRA_CONNECTIONS)
@@ -153,6 +154,17 @@ def _warn_of_redis(sender: Any, **_: Any) -> None:
     if risks:
         structlog.get_logger("veil").warning(
             "redis may lose messages", settings="; ".join(risks), effect="see docs/running.md"
+        )
+
+
+def _warn_of_memory(available: int) -> None:
+    """Log a warning if `available` bytes of memory are too few for a worker."""
+    if available < processors.MINIMUM_MEMORY:
+        structlog.get_logger("veil").warning(
+            "little memory",
+            message=f"this worker may use {available:,} bytes, and needs at least "
+            f"{processors.MINIMUM_MEMORY:,}: raise the limit of its container, else pictures end "
+            "its processes",
         )
 
 

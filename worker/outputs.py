@@ -421,8 +421,9 @@ def destination_errors(
     """Raise DestinationUnavailable for a refusal of the destination.
 
     A refused destination affects every picture, so the message is retried instead of given up. The
-    same holds for refused `headers` of an upload: then the message has the likely cause. `owner` is
-    the account to which the bucket must belong, if that is configured.
+    same holds for refused `headers` of an upload: then the message has the likely cause, and also
+    if a store answers them as if it were unavailable. `owner` is the account to which the bucket
+    must belong, if that is configured.
     """
     try:
         yield
@@ -433,6 +434,10 @@ def destination_errors(
         if not has_answer or code(error.__cause__) in OF_ONE_OBJECT:
             raise
         raise DestinationUnavailable(_with_cause(error, headers, owner)) from None
+    except StorageUnavailable as error:
+        # It keeps its answer and the pause that the store asks for.
+        error.args = (_with_cause(error, headers, owner),)
+        raise
 
 
 def _with_cause(error: VeilError, headers: UploadHeaders | None, owner: str | None) -> str:

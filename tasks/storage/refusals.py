@@ -34,6 +34,10 @@ def likely_cause(error: VeilError, headers: UploadHeaders, owner: str | None) ->
     name, answer = code(error.__cause__), words(error.__cause__).lower()
     if name in BY_CODE:
         return BY_CODE[name]
+    if name in ("InternalError", "500") and headers.encryption not in (None, "AES256"):
+        return (
+            f"a store without KMS can't encrypt with {headers.encryption} (VEIL_UPLOAD_ENCRYPTION)"
+        )
     if name not in ("AccessDenied", "403"):
         return None
     for action in ("PutObjectTagging", "PutObjectAcl"):

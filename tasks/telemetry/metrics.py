@@ -141,7 +141,8 @@ REFUSED_REQUESTS = Counter(
 
 
 def _error_names(kind: type[VeilError]) -> list[str]:
-    return [error.__name__ for error in kind.__subclasses__()]
+    """Return the names of the errors of `kind` that a picture can have."""
+    return [error.__name__ for error in kind.__subclasses__() if error.of_pictures]
 
 
 def _initialize_series() -> None:

@@ -58,8 +58,9 @@ def worker(
 ) -> int:
     """Anonymize pictures from the queues until stopped.
 
-    The first SIGTERM finishes the pictures in hand, for VEIL_GRACE_SECONDS at most. The exit code
-    is then 0, or 1 if unfinished pictures went back to the queue.
+    The first SIGTERM or Ctrl-C finishes the pictures in hand, for VEIL_GRACE_SECONDS at most. A
+    second one does not wait for them. The exit code is 0, or 1 if unfinished pictures went back to
+    the queue.
 
     Example: VEIL_ROUTES=s3://camera-uploads=s3://camera-clean veil worker
     """

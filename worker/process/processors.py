@@ -12,6 +12,8 @@ MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 PROCESSES_A_PROCESSOR = 2  # picture processes for each processor: half of them wait for detections
 MEMORY_A_PROCESS = 512 << 20  # bytes; a process needs more only for the largest pictures
+# Bytes for a worker with its model and pictures of a camera. The chart refuses a limit below it.
+MINIMUM_MEMORY = 10**9
 
 
 def available(quota: Path = QUOTA) -> int:

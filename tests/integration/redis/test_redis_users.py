@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.integration.conftest import Worker
-from tools.local.servers import HOST, Server
+from tools.local.servers import HOST, Server, start_redis
 
 STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
@@ -25,8 +25,9 @@ def urls(unattended):
     found = {}
     for line in USERS.search(PAGE.read_text())[1].replace("PASSWORD", PASSWORD).splitlines():
         unattended.client.execute_command(*line.split())
-        name = line.split()[2]
-        found[name] = f"redis://{name}@{HOST}:{unattended.redis.port}/{unattended.database}"
+        if line.startswith("ACL SETUSER"):
+            name = line.split()[2]
+            found[name] = f"redis://{name}@{HOST}:{unattended.redis.port}/{unattended.database}"
     yield found
     unattended.client.acl_deluser(*found)
 
@@ -48,6 +49,35 @@ def worker(environment, tmp_path):
     worker.start()
     yield worker
     worker.server.stop()
+
+
+@pytest.mark.parametrize("aclfile", [False, True])
+def test_the_users_of_the_page_outlast_a_restart_of_redis(tmp_path, aclfile):
+    server = start_redis(tmp_path / "redis")
+    lines = USERS.search(PAGE.read_text())[1].splitlines()
+    try:
+        if aclfile:
+            server.server.stop()
+            (tmp_path / "redis" / "users.acl").write_text(
+                f"user default on >{server.password} ~* &* +@all\n"
+            )
+            config = tmp_path / "redis" / "redis.conf"
+            config.write_text(
+                config.read_text().replace(f"requirepass {server.password}", "aclfile users.acl")
+            )
+            server.start()
+            lines = [line.replace("CONFIG REWRITE", "ACL SAVE") for line in lines]
+        with server.client() as client:
+            for line in lines:
+                client.execute_command(*line.split())
+            users = client.acl_list()
+        server.server.stop()
+        server.start()
+        with server.client() as client:
+            assert client.acl_list() == users
+            assert {"default", "veil", "producer"} == set(client.acl_users())
+    finally:
+        server.server.stop()
 
 
 def refused(client):

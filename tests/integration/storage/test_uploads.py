@@ -19,6 +19,7 @@ from tasks.errors import (
     UnsupportedImage,
 )
 from tasks.settings import Settings
+from tasks.storage.aws_errors import status
 from tasks.storage.s3 import ObjectStore
 from tasks.storage.upload_headers import Kept, UploadHeaders, Uploads
 from tests.integration.storage.test_storing import FOREIGN, Site, picture
@@ -199,6 +200,36 @@ def test_a_refused_upload_names_the_likely_cause_and_costs_no_picture(
     with pytest.raises(DestinationUnavailable):
         amazon.run(store=ObjectStore(client))
     assert amazon.clean.head(place + "a.png") is None
+
+
+@pytest.mark.parametrize(
+    ("code", "http", "headers", "cause"),
+    [
+        ("InternalError", 500, HEADERS, "a store without KMS can't encrypt with aws:kms"),
+        ("InternalError", 500, UploadHeaders(encryption="AES256"), None),
+        ("NotImplemented", 501, HEADERS, "the store does not know a header of VEIL_UPLOAD_…"),
+        ("SlowDown", 503, HEADERS, None),
+    ],
+)
+def test_a_store_that_answers_headers_as_if_it_were_unavailable_is_one_and_has_a_likely_cause(
+    amazon, place, code, http, headers, cause
+):
+    client = boto3.client(
+        "s3",
+        endpoint_url=amazon.client.meta.endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+    refusals(client, code, "We encountered an internal error", http)
+    amazon.uploads = Uploads(output=headers, receipt=headers)
+    with pytest.raises(StorageUnavailable) as raised:
+        amazon.pipeline(store=ObjectStore(client)).check_store(amazon.route)
+    assert status(raised.value.__cause__) == http
+    if cause is None:
+        assert "likely cause" not in str(raised.value)
+    else:
+        assert f"; likely cause: {cause}" in str(raised.value)
 
 
 def test_a_refusal_of_one_object_is_no_matter_of_the_destination(amazon, place):

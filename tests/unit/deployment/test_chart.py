@@ -16,6 +16,7 @@ from tests.manifests import check_confinement, check_fields, container_of, pod_o
 from tools.chart_schema import SCHEMA, generated
 from tools.manifests import CHART, EXAMPLES, MANIFESTS, helm_program, manifests
 from worker.desk import serving
+from worker.process import processors
 from worker.settings import WorkerSettings
 
 if helm_program() is None:
@@ -70,6 +71,8 @@ WRONG = {
     "worker.gpu=2": "worker gpu boolean",
     "worker.pod.hostNetwork=true": "worker pod hostNetwork",
     "worker.resources.limits.memory=lots": "worker resources limits memory",
+    "worker.resources.limits.cpu=-1": "worker resources limits cpu",
+    "files.a/b=a": "files a/b",
     "settings.veil_routes=a": "settings veil_routes",
     "settings.VEIL_ROTUES=a": "settings VEIL_ROTUES",
     "settings.VEIL_S3_SOURCE_OWNER=123456789012": "settings VEIL_S3_SOURCE_OWNER string",
@@ -107,6 +110,13 @@ REFUSED = {
     'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/a.toml",files={"b.toml":"a"}': (
         "worker has no file /a.toml"
     ),
+    'settings.VEIL_REDIS_URL="rediss://redis/0?ssl_ca_certs=/etc/veil/redis-ca.pem"': (
+        "has no file /etc/veil/redis-ca.pem, which VEIL_REDIS_URL names"
+    ),
+    'worker.resources.limits.memory="953Mi"': "memory is 953Mi, and a worker needs at least 1G",
+    "worker.resources.limits.memory=999999999": "memory is 999999999, and a worker needs",
+    'settings.AWS_CA_BUNDLE="/etc/veil/a.pem",files={"b.pem":"a"}': "which AWS_CA_BUNDLE names",
+    'env=[{"name":"SSL_CERT_FILE","value":"/etc/veil/a.pem"}]': "which SSL_CERT_FILE names",
     'triggers={"poll":{"enabled":true},"settings":{"VEIL_ROUTES_FILE":"/etc/veil/a.toml"}}': (
         "VEIL_ROUTES and VEIL_ROUTES_FILE are set"
     ),
@@ -595,6 +605,31 @@ def test_a_routes_file_may_come_from_a_volume_and_a_secret_of_a_variable_from_an
     }
     arguments = [f"{name}={json.dumps(value)}" for name, value in values.items()]
     check_release(rendered("--set-json", ",".join(arguments)))
+
+
+def test_a_certificate_of_redis_may_come_from_a_file_or_a_volume(rendered):
+    url = (
+        'settings.VEIL_REDIS_URL="rediss://a/0?ssl_ca_certs=/etc/veil/a.pem&ssl_cert_reqs=required"'
+    )
+    mount = 'worker.volumeMounts=[{"name":"a","mountPath":"/etc/veil"}]'
+    volume = 'worker.volumes=[{"name":"a","secret":{"secretName":"a"}}]'
+    check_release(rendered("--set-json", url, "--set-json", 'files={"a.pem":"a"}'))
+    check_release(rendered("--set-json", url, "--set-json", mount, "--set-json", volume))
+
+
+@pytest.mark.parametrize(
+    "memory", ["1G", "1000M", "1.5Gi", "12Gi", "2048Mi", "1048576Ki", 10**9, None]
+)
+def test_a_worker_may_have_any_limit_of_memory_that_suffices_or_none(rendered, memory):
+    value = f"worker.resources.limits.memory={json.dumps(memory)}"
+    limits = container_of(rendered("--set-json", value)["Deployment", "veil-worker"])["resources"][
+        "limits"
+    ]
+    assert limits.get("memory") == memory
+
+
+def test_the_minimum_of_the_chart_is_that_of_workers():
+    assert processors.MINIMUM_MEMORY == 10**9  # 1G in docker/helm/veil/templates/worker.yaml
 
 
 def test_flower_answers_below_the_path_of_its_ingress(rendered):

@@ -56,15 +56,18 @@ def run(*command, cwd):
     return done.stdout
 
 
-def test_prometheus_takes_its_configuration_and_its_rules(
-    compose, repository, system_program, tmp_path
+def test_prometheus_takes_its_configuration_and_its_rules_also_outside_of_the_container(
+    compose, repository, docker, system_program, tmp_path
 ):
     for mount in compose["services"]["prometheus"]["volumes"]:
         source, target, *_ = mount.split(":")
         if target.startswith("/etc/prometheus/"):
-            shutil.copy(repository / source, tmp_path / Path(target).name)
-    shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=tmp_path)
-    assert "18 rules found" in shown
+            copy = tmp_path / Path(target).relative_to("/etc/prometheus")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / source, copy)
+    for folder in (tmp_path, docker):
+        shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=folder)
+        assert "18 rules found" in shown
 
 
 def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker, rules):
@@ -75,7 +78,10 @@ def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(do
         assert set(mine) == {True, False}, rule["alert"]
 
 
-def test_prometheus_takes_the_configuration_of_the_page(repository, system_program, tmp_path):
+def test_prometheus_takes_the_configuration_of_the_page(
+    repository, alerts, system_program, tmp_path
+):
+    shutil.copy(alerts, tmp_path)
     page = (repository / "docs" / "monitoring.md").read_text()
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(example)

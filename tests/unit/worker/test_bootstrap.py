@@ -2,8 +2,10 @@
 
 import pytest
 from celery.signals import task_postrun, task_prerun
+from structlog.testing import capture_logs
 
 from worker import bootstrap
+from worker.process.processors import MINIMUM_MEMORY
 from worker.process.watchdog import EXIT_STALLED, Watchdog
 from worker.settings import PICTURE_SECONDS
 
@@ -40,3 +42,10 @@ def test_a_picture_that_outlasts_all_its_deadlines_ends_the_process(receivers):
     clock.now = PICTURE_SECONDS + 1
     watchdog.check()
     assert exits == [EXIT_STALLED]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_worker_warns_once_of_a_limit_below_the_memory_that_it_needs(missing):
+    with capture_logs() as lines:
+        bootstrap._warn_of_memory(MINIMUM_MEMORY - missing)
+    assert [line["event"] for line in lines] == ["little memory"] * missing

@@ -91,11 +91,10 @@ volumeMounts:
 {{- end }}
 
 {{/*
-No probe that restarts a pod tests Redis: while it is unavailable the process waits, and a restart would not help. The
-server of metrics answers this path at once. For /metrics it asks Redis, and a name server that is away may take longer
-than a probe waits.
+No probe that restarts a pod tests Redis: while it is unavailable the process waits, and a restart would not help.
 */}}
 {{- define "veil.metricsProbes" -}}
+# Only this path is answered without asking Redis, for which a probe would wait too long.
 startupProbe:
   httpGet: {path: /favicon.ico, port: metrics}
   periodSeconds: 5

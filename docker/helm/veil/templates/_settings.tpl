@@ -43,7 +43,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Fail without routes, with two lists of them, and without the file that VEIL_ROUTES_FILE names. */}}
+{{/* Fail without routes, with two lists of them, and for a component without the file that VEIL_ROUTES_FILE names. */}}
 {{- define "veil.checkRoutes" -}}
 {{- $given := dict }}
 {{- range concat .Values.env .Values.secrets.all }}
@@ -58,12 +58,36 @@
 {{- if not (or $settings.VEIL_ROUTES $file) }}
 {{- fail (printf "%s needs routes: settings.VEIL_ROUTES, such as s3://camera-uploads=s3://camera-clean, or VEIL_ROUTES_FILE" $name) }}
 {{- end }}
-{{- $found := or (not $file) (eq $file "from elsewhere") (get $.Values.files (trimPrefix "/etc/veil/" $file)) }}
-{{- range $reader.mounts }}
-{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $file) }}{{ $found = true }}{{ end }}
+{{- if and $file (ne $file "from elsewhere") }}
+{{- include "veil.checkFile" (dict "root" $ "file" $file "mounts" $reader.mounts "who" $name "setting" "VEIL_ROUTES_FILE") }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Fail if `who` has no `file`, which `setting` names: neither in `files` nor below one of the `mounts`. */}}
+{{- define "veil.checkFile" -}}
+{{- $found := get .root.Values.files (trimPrefix "/etc/veil/" .file) }}
+{{- range .mounts }}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $.file) }}{{ $found = true }}{{ end }}
 {{- end }}
 {{- if not $found }}
-{{- fail (printf "%s has no file %s, which VEIL_ROUTES_FILE names: put it into `files`, which are mounted on /etc/veil, or mount it with volumeMounts" $name $file) }}
+{{- fail (printf "%s has no file %s, which %s names: put it into `files`, which are mounted on /etc/veil, or mount it with volumeMounts" .who .file .setting) }}
+{{- end }}
+{{- end }}
+
+{{/* Fail for a setting that names a file in /etc/veil, such as a certificate in VEIL_REDIS_URL, if no pod has it. */}}
+{{- define "veil.checkFiles" -}}
+{{- $mounts := list }}
+{{- range concat (values (omit .Values.triggers "settings")) (list .Values.worker .Values.review .Values.flower) }}
+{{- if .enabled }}{{ $mounts = concat $mounts (.volumeMounts | default list) }}{{ end }}
+{{- end }}
+{{- $given := list .Values.settings (.Values.triggers.settings | default dict) }}
+{{- range .Values.env }}{{ $given = append $given (dict .name .value) }}{{ end }}
+{{- range $settings := $given }}
+{{- range $name, $value := include "veil.kept" $settings | fromJson }}
+{{- range regexFindAll "/etc/veil/[A-Za-z0-9._/-]+" (toString $value) -1 }}
+{{- include "veil.checkFile" (dict "root" $ "file" . "mounts" $mounts "who" "the release" "setting" $name) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

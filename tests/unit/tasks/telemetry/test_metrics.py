@@ -162,6 +162,10 @@ def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
         assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
     # Permanent errors are never retried.
     assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
+    # Those of commands, triggers and training end no picture.
+    for error in ("TrainingFailed", "DatasetInvalid", "RunUnknown", "EventsUnavailable"):
+        for name in ("veil_dead_total", "veil_retries_total"):
+            assert REGISTRY.get_sample_value(name, {"error": error}) is None
 
 
 def test_an_address_in_use_is_one_line():
