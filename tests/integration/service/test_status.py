@@ -345,7 +345,7 @@ def test_workers_that_answer_are_named_if_asked(veil, worker, environment):
     done = veil("status", "--workers", "--json", environment=environment)
     assert done.returncode == 0
     (name,) = json.loads(done.stdout)["workers"]
-    assert name.startswith("celery@")
+    assert re.fullmatch(r"worker-[0-9a-f]{6}@.+", name)
 
 
 def test_an_unknown_run_and_no_redis_are_one_line(veil, unattended, quiet_port):
