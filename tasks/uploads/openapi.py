@@ -56,7 +56,7 @@ def _post() -> dict[str, Any]:
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "schema": {"type": "string", "maxLength": 128},
+                "schema": {"type": "string", "minLength": 1, "maxLength": 128},
                 "description": (
                     "The same request with the same key gets the same id. Another request with it "
                     "is refused as long as the result of the first is kept."

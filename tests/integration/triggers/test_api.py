@@ -13,7 +13,7 @@ import requests
 
 from tasks.uploads.openapi import document
 from tests.integration.conftest import Worker
-from tools.local.servers import HOST, Server, free_port
+from tools.local.servers import HOST, Server, free_port, start_redis
 
 STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
@@ -182,13 +182,53 @@ def test_wrong_requests_are_refused_by_name(api, unattended, body, status, messa
     assert not unattended.client.exists("uploads")
 
 
+@pytest.mark.parametrize("key", ["", "k" * 129])
+def test_an_idempotency_key_that_identifies_nothing_is_refused(api, unattended, key):
+    body = {"source": "s3://raw/a.jpg"}
+    answer = api("POST", "/v1/pictures", body, **{"Idempotency-Key": key})
+    assert answer.status_code == 400
+    assert "1 to 128" in checked(answer, "Error")["message"]
+    assert not unattended.client.exists("uploads")
+
+
+def test_a_full_redis_is_logged_and_said_alike_for_the_api_and_for_events(
+    start_watch, tmp_path, wait_until
+):
+    redis, port = start_redis(tmp_path / "redis"), free_port()
+    environment = {
+        **redis.environment(),
+        "VEIL_WEBHOOK_TOKEN": TOKEN,
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+    }
+    url = f"http://{HOST}:{port}"
+    record = {"s3": {"bucket": {"name": "raw"}, "object": {"key": "a.jpg"}}}
+    event = {"Records": [{"eventName": "s3:ObjectCreated:Put", **record}]}
+    asked = (f"{url}/v1/pictures", {"source": "s3://raw/a.jpg"}), (f"{url}/events", event)
+    try:
+        with start_watch(
+            "--http", f"{HOST}:{port}", "--hold", 1, environment=environment
+        ) as trigger:
+            redis.client().config_set("maxmemory", 1)
+            for place, body in asked:
+                answer = requests.post(
+                    place, json=body, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=SECONDS
+                )
+                assert answer.status_code == 503
+                assert "Redis is full" in answer.json()["message"]
+                wait_until(lambda: len(trigger.lines("away", server="redis")) == 1)
+    finally:
+        redis.server.stop()
+
+
 def test_the_token_is_needed_and_unknown_paths_and_ids_are_not_found(api, unattended):
     body = {"source": "s3://raw/a.jpg"}
     assert api("POST", "/v1/pictures", body, token="wrong").status_code == 401
     assert api("GET", f"/v1/pictures/{uuid.uuid4()}", token="").status_code == 401
     assert checked(api("GET", f"/v1/pictures/{uuid.uuid4()}"), "Error")["status"] == 404
     assert api("POST", "/v1/picture", body).status_code == 404
-    assert api("DELETE", "/v1/pictures").status_code == 405
+    assert checked(api("GET", "/v1/pictures/x"), "Error")["status"] == 404
+    for path in ("/v1/pictures", "/v1/pictures/x"):
+        assert api("DELETE", path).status_code == 405
     assert not unattended.client.exists("uploads")
     # Events still go to any other path.
     assert api("POST", "/events", b'{"Records": []}').status_code == 202
