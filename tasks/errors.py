@@ -87,7 +87,7 @@ class SourceChanged(Transient):
 
 
 class Busy(Transient):
-    """Another message for the same output, or a picture that needs the worker alone, is at work."""
+    """Another message for the same output is at work, or other pictures keep this worker busy."""
 
 
 class DetectorUnavailable(Transient):

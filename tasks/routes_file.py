@@ -147,7 +147,7 @@ def _tables(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes")
     try:
-        parsed = tomllib.loads(content.decode())
+        parsed = tomllib.loads(content.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     if unknown := sorted(parsed.keys() - {TABLE}):

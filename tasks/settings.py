@@ -49,6 +49,7 @@ NO_REGION_OF_AMAZON = (
 CONFIG_FILE = "~/.aws/config"  # of boto3
 
 MIN_SECRET_CHARACTERS = 32
+WEBHOOK_TOKEN = re.compile(rf"[!-~]{{{MIN_SECRET_CHARACTERS},}}")
 ACCOUNT = re.compile(r"\d{12}")
 ROLE = re.compile(r"arn:[\w-]+:iam::[^:]*:role/\S+")
 REDIS_PORT = 6379  # the port of an address that names none
@@ -320,6 +321,18 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _check_redis_password(self) -> Self:
+        server, _ = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        within = unquote(urlsplit(server).password or "")
+        beside = self.redis_password.get_secret_value() if self.redis_password else ""
+        if within and beside and within != beside:
+            raise ValueError(
+                f"{PREFIX}REDIS_URL has another password than {PREFIX}REDIS_PASSWORD: "
+                "keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_sentinels(self) -> Self:
         if not self.redis_sentinels():
             names = ("redis_service", "redis_sentinel_user", "redis_sentinel_password")
@@ -387,6 +400,18 @@ class Settings(BaseSettings):
         _check_length(text)
         if "," in text:
             raise ValueError("is one secret, without commas: another one gives other names")
+        return value
+
+    @field_validator("webhook_token")
+    @classmethod
+    def _check_webhook_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if not value or not (text := value.get_secret_value()):
+            return None
+        if not WEBHOOK_TOKEN.fullmatch(text):
+            raise ValueError(
+                f"needs {MIN_SECRET_CHARACTERS} characters or more, ASCII without spaces: "
+                "make one with `openssl rand -hex 32`"
+            )
         return value
 
     @field_validator("notify_key")

@@ -63,15 +63,17 @@ class RunStatus:
     """The status of one run of a backfill. Times are in seconds since the epoch.
 
     Of the `listed` sources, `skipped` needed no work and `enqueued` were put on the queue. Of the
-    enqueued ones `done` and `failed` have ended and `left` have not. A picture whose message was
-    delivered twice counts twice.
+    enqueued ones `done` and `failed` have ended and `left` have not. Of the `uncounted` ones no
+    message is left, and no outcome was counted. A picture whose message was delivered twice counts
+    twice.
 
     `state` is ``running`` while sources are listed, ``listed`` while pictures are `left` after
-    that, ``finished``, ``stopped``, or ``abandoned`` if a running run has shown no sign of life
-    since the time `abandoned_since`, because its process was killed.
+    that, ``uncounted`` if none are left and some are `uncounted`, ``finished``, ``stopped``, or
+    ``abandoned`` if a running run has shown no sign of life since the time `abandoned_since`,
+    because its process was killed.
 
-    `percent` and `seconds_left` are None until the `state` is ``listed`` or ``finished``.
-    `seconds_left` assumes the rate `per_second` of all workers.
+    `percent` and `seconds_left` are None while the listing is not complete. `percent` leaves the
+    `uncounted` out. `seconds_left` assumes the rate `per_second` of all workers.
     """
 
     run: str
@@ -84,6 +86,7 @@ class RunStatus:
     done: int
     failed: int
     left: int
+    uncounted: int
     percent: float | None
     per_second: float
     seconds_left: float | None
@@ -135,9 +138,13 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
         if stored is None:
             return None
         ended = outcomes.of_run(redis, run)
-        per_second = outcomes.per_second(redis, is_idle=not _left(stored, ended))
+        is_through = False
+        if stored.state == "finished" and _missing(stored, ended):
+            is_through = stored_runs.is_through(redis, stored)
+            ended = outcomes.of_run(redis, run)  # Pictures may have ended since.
+        per_second = outcomes.per_second(redis, is_idle=is_through or not _missing(stored, ended))
         abandoned_since = stored_runs.abandoned_since(redis, run, stored.state)
-    return _run_status(run, stored, ended, per_second, abandoned_since)
+    return _run_status(run, stored, ended, is_through, per_second, abandoned_since)
 
 
 def runs(redis: Any) -> list[RunStatus]:
@@ -162,8 +169,8 @@ def _done(ended: Mapping[str, int]) -> int:
     return sum(ended.get(outcome, 0) for outcome in DONE)
 
 
-def _left(stored: stored_runs.Run, ended: Mapping[str, int]) -> int:
-    """Return the number of enqueued pictures of a run that have not ended."""
+def _missing(stored: stored_runs.Run, ended: Mapping[str, int]) -> int:
+    """Return the number of enqueued pictures of a run without an outcome."""
     return max(stored.enqueued - _done(ended) - ended.get(FAILED, 0), 0)
 
 
@@ -171,13 +178,15 @@ def _run_status(
     run: str,
     stored: stored_runs.Run,
     ended: Mapping[str, int],
+    is_through: bool,
     per_second: float,
     abandoned_since: float | None,
 ) -> RunStatus:
     enqueued, skipped = stored.enqueued, stored.skipped
-    left = _left(stored, ended)
+    missing = _missing(stored, ended)
+    left = 0 if is_through else missing
     is_listed = stored.state == "finished"
-    state = stored_runs.shown_state(stored, stored.enqueued - left)
+    state = stored_runs.shown_state(stored, enqueued - missing, is_through)
     return RunStatus(
         run=run,
         state=state if abandoned_since is None else "abandoned",
@@ -189,7 +198,8 @@ def _run_status(
         done=_done(ended),
         failed=ended.get(FAILED, 0),
         left=left,
-        percent=_percent(skipped + enqueued, left) if is_listed else None,
+        uncounted=missing - left,
+        percent=_percent(skipped + enqueued, missing) if is_listed else None,
         per_second=per_second,
         seconds_left=_seconds_left(left, per_second) if is_listed else None,
         started=stored.started or None,

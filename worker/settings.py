@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import NoDecode
 
@@ -34,6 +35,7 @@ from worker.upload_settings import UploadSettings
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 MIN_PASSWORD_LENGTH = 12
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that only this machine reaches
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
 # The longest wait of a picture for a process, and for the end of other pictures, and the number of
 # such waits: two for each of its two tries.
@@ -374,6 +376,28 @@ class WorkerSettings(UploadSettings):
         if not is_page or "@" in parts.netloc:
             raise ValueError("must look like https://HOST, without a user or a password")
         return value.rstrip("/")
+
+    @field_validator("review_url")
+    @classmethod
+    def _check_review_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ValueError(
+                "passwords and pictures could be read on the way: give the https:// address of a "
+                "proxy"
+            )
+        if parts.path or parts.query or parts.fragment:
+            raise ValueError("the desk needs a host or a port of its own")
+        return value
+
+    @model_validator(mode="after")
+    def _check_ways_in(self) -> Self:
+        if self.review_password is not None and self.review_user_header is not None:
+            raise ValueError(
+                f"{PREFIX}REVIEW_PASSWORD and {PREFIX}REVIEW_USER_HEADER are both set: either the "
+                "desk asks for a password, or a proxy authenticates; unset one"
+            )
+        return self
 
     @field_validator("keep_exif")
     @classmethod

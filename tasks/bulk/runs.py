@@ -19,8 +19,8 @@ SECONDS_KEPT = 90 * 86_400  # since the last page of a run, or the last sign of 
 BEAT_SECONDS = 5.0
 ABANDONED_SECONDS = 60.0  # without a sign of life, after which a run counts as abandoned
 
-# A run that is shown as abandoned is stored as running. One that is shown as listed is stored as
-# finished.
+# A run that is shown as abandoned is stored as running. One that is shown as listed or uncounted is
+# stored as finished.
 State = Literal["running", "finished", "stopped", "abandoned"]
 
 
@@ -119,12 +119,15 @@ def names(redis: Any) -> list[str]:
     return sorted(found)
 
 
-def shown_state(run: Run, ended: int) -> str:
+def shown_state(run: Run, ended: int, is_through: bool) -> str:
     """Return the state of `run` for users, of whose pictures a number has `ended`.
 
-    A run whose listing is complete is ``listed`` until every picture has ended.
+    A run whose listing is complete is ``listed`` until every picture has ended. If it `is_through`
+    before, as after an outage of Redis, it is ``uncounted``.
     """
-    return "listed" if run.state == "finished" and ended < run.enqueued else run.state
+    if run.state == "finished" and ended < run.enqueued:
+        return "uncounted" if is_through else "listed"
+    return run.state
 
 
 def is_through(redis: Any, run: Run) -> bool:

@@ -1,4 +1,4 @@
-"""Storage of task results: a result that can't be stored does not acknowledge its message."""
+"""The end of a message: its result is stored, and then it leaves Redis at once."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from ..errors import QueueUnavailable, log_fields
 from ..redis.errors import queue_unavailable
 from ..redis.transport import PrimaryBackend
+from .transport import Transport
 
 log = structlog.get_logger("veil")
 
@@ -49,6 +50,14 @@ class Backend(PrimaryBackend):
 
 class Request(request.Request):  # type: ignore[misc]
     """A message that a worker has leased."""
+
+    def acknowledge(self) -> None:
+        """Remove the message from Redis at once, also while the worker stops.
+
+        Celery passes each acknowledgement to its event loop, which has ended then.
+        """
+        Transport.leases.finish(self.message.delivery_tag)
+        super().acknowledge()
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False

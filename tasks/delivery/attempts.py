@@ -263,6 +263,7 @@ class Delivery:
 
     def _log_takeover(self) -> None:
         last = self.deaths[-1]
+        error = {"error": self.last_error} if self.last_error else {}
         log.warning(
             "taken over, to work on alone",
             output=str(self._output),
@@ -270,7 +271,7 @@ class Delivery:
             deaths=len(self.deaths),
             last_worker=last["worker"],
             last_pid=last["pid"],
-            error=self.last_error,
+            **error,
         )
 
     def _record_attempt(self) -> None:

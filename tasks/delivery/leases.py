@@ -107,9 +107,14 @@ class Leases:
             self._leased.add(tag)
 
     def finish(self, tag: str) -> None:
-        """Remove the message of `tag` for good, now or as soon as Redis can be reached."""
+        """Remove the message of `tag` for good, now or as soon as Redis can be reached.
+
+        A second call does nothing, nor does one for a lease that is lost.
+        """
         with self._lock:
-            self._leased.discard(tag)
+            if tag not in self._leased:
+                return
+            self._leased.remove(tag)
             self._finished.add(tag)
         self._wake.set()
 
@@ -126,21 +131,23 @@ class Leases:
     ) -> int:
         """Put the messages of `tags`, by default all, back on their queues; return their number.
 
-        `attempts` are the keys of the attempts to remove in the same step, by tag. If Redis can't
-        be reached, the messages come back when their leases expire.
+        Finished messages are removed before. `attempts` are the keys of the attempts to remove in
+        the same step, by tag. If Redis can't be reached, the messages come back when their leases
+        expire.
         """
         attempts = attempts or {}
         with self._lock:
             returned = sorted(self._leased if tags is None else set(tags))
             self._leased.difference_update(returned)
-        if returned:
-            try:
+        try:
+            self._remove_finished()
+            if returned:
                 self._give_back(
                     keys=[self._records, self._index, *attempts.values()],
                     args=[*attempts, *returned],
                 )
-            except (RedisError, OSError) as error:
-                self._log_once(error)
+        except (RedisError, OSError) as error:
+            self._log_once(error)
         return len(returned)
 
     def pause_after_refusal(self) -> None:
@@ -162,10 +169,6 @@ class Leases:
         if self._thread is None:
             return
         self._thread.join(timeout=self._seconds)
-        try:
-            self._remove_finished()
-        except (RedisError, OSError) as error:
-            self._log_once(error)
         self.give_back()
 
     def _run(self) -> None:

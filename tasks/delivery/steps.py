@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from celery import bootsteps
+from celery.concurrency.thread import TaskPool
 
 from ..early_stop import stop_at_once_on_signals
 from ..errors import Permanent, SettingsInvalid, Transient
@@ -71,6 +72,8 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **_: Any) -> None:
         stop_at_once_on_signals()
+        if worker.pool_cls is not TaskPool:
+            _refuse("a worker is one process with threads: leave out --pool")
         app = worker.app
         # Only workers take messages, so only they need the transport with leases.
         app.conf.broker_transport = TRANSPORT

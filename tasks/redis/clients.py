@@ -11,7 +11,7 @@ from .. import tls_errors
 from ..errors import SettingsInvalid
 from ..messages import UPLOADS
 from ..settings import Settings
-from .errors import IS_CLUSTER, key_refusal, queue_unavailable, refusal, tried
+from .errors import IS_CLUSTER, queue_unavailable, refusal, right_refusal, tried
 
 START_SECONDS = 5.0  # for Redis to answer when a worker or a trigger starts
 NO_LIST = "veil:no-list"  # a key that never exists
@@ -36,18 +36,21 @@ def try_writing(redis: Any) -> None:
 
 
 def check_accepted(app: Celery) -> None:
-    """Raise SettingsInvalid if Redis refuses the password, the database or keys, or is a cluster.
+    """Raise SettingsInvalid if Redis is a cluster, or refuses the password, the database or rights.
 
-    Another start would fail in the same way. A Redis that can't be reached is no error here,
-    because workers and triggers wait for it.
+    The rights are those to put messages on a queue. Another start would fail in the same way. A
+    Redis that can't be reached is no error here, because workers and triggers wait for it.
     """
     settings = Settings.load()
     try:
         client = impatient_client(app, START_SECONDS)
-        client.llen(UPLOADS)  # A sentinel has no such command, and answers PING.
+        with client.pipeline() as pipe:
+            try_writing(pipe)
+            pipe.llen(UPLOADS)  # A sentinel has no such command, and answers PING.
+            pipe.execute()
         reason = IS_CLUSTER if _is_cluster(client) else None
     except (RedisError, OSError) as error:
-        reason = refusal(error) or key_refusal(error, f"{settings.redis_prefix}{UPLOADS}")
+        reason = refusal(error) or right_refusal(error, f"{settings.redis_prefix}{UPLOADS}")
     if reason:
         raise SettingsInvalid(reason + tried(reason, settings.redis_server()))
 

@@ -35,8 +35,8 @@ IS_CLUSTER = (
     "in one place: give VEIL_REDIS_URL a Redis without cluster mode"
 )
 ASK_FOR_RIGHT = (
-    "give the user in VEIL_REDIS_URL this right (ACL SETUSER), or set VEIL_REDIS_PREFIX to the "
-    "beginning of the keys and channels that it may use"
+    "give the user in VEIL_REDIS_URL the rights in docs/permissions.md (ACL SETUSER), or set "
+    "VEIL_REDIS_PREFIX to the beginning of the keys and channels that it may use"
 )
 COMMAND_REFUSED = "permissions to run"  # in the answer to a command that the user may not use
 AT = "Redis at "  # begins a message that names the server
@@ -89,10 +89,12 @@ def lacks_right(error: BaseException) -> bool:
     return any(isinstance(cause, NoPermissionError) for cause in causes(error))
 
 
-def key_refusal(error: BaseException, key: str) -> str | None:
-    """Return why Redis refuses the `key` to its user, or None for another error."""
-    if not lacks_right(error) or COMMAND_REFUSED in str(error):
+def right_refusal(error: BaseException, key: str) -> str | None:
+    """Return why Redis refuses the `key`, or a command, to its user; None for another error."""
+    if not lacks_right(error):
         return None
+    if COMMAND_REFUSED in str(error):
+        return str(queue_unavailable(error))
     return f"Redis refuses the key {key!r:.200} to this user: {ASK_FOR_RIGHT}"
 
 

@@ -17,7 +17,7 @@ from ..publishing import NAMESPACE, Publisher, Wanted
 from ..redis.errors import connected
 from ..routes import Routes
 from .openapi import PATH, document
-from .webhook import AuthorizedHandler, Handler, Intake, MoreHandlers
+from .webhook import REDIS_AWAY, AuthorizedHandler, Handler, Intake, MoreHandlers
 
 # The key of a hash with the source, the queue and the digest of a request, by task id.
 REQUEST_KEY = "veil:request:{}"
@@ -89,7 +89,7 @@ class Pictures:
         try:
             return await asyncio.wait_for(running, self._answer_seconds)
         except TimeoutError:
-            raise QueueUnavailable("Redis can't be used") from None
+            raise QueueUnavailable(REDIS_AWAY) from None
 
     def _parsed(self, body: bytes, idempotency_key: str | None) -> tuple[Wanted, str]:
         try:
@@ -106,7 +106,7 @@ class Pictures:
         request = AnonymizeRequest.parse(**fields)
         self._routes.resolve(request)
         task_id = str(uuid.uuid4())
-        if idempotency_key:
+        if idempotency_key is not None:
             task_id = str(uuid.uuid5(NAMESPACE, f"request\n{idempotency_key}"))
         wanted = Wanted(request.source, request.destination, options=request.options, id=task_id)
         return wanted, queue
@@ -202,8 +202,8 @@ class PicturesHandler(_PicturesHandler):
 
     async def _answer(self) -> None:
         key = self.request.headers.get("Idempotency-Key")
-        if key and len(key) > MAX_ID_CHARACTERS:
-            self.refuse(400, f"Idempotency-Key has more than {MAX_ID_CHARACTERS} characters")
+        if key is not None and not 1 <= len(key) <= MAX_ID_CHARACTERS:
+            self.refuse(400, f"Idempotency-Key must have 1 to {MAX_ID_CHARACTERS} characters")
             return
         try:
             task_id = await self.pictures.enqueue(bytes(self.body), key)
@@ -269,7 +269,7 @@ def handlers(pictures: Pictures) -> MoreHandlers:
         options = {"intake": intake, "token": token, "pictures": pictures}
         return [
             (PATH, PicturesHandler, options),
-            (rf"{PATH}/([0-9a-fA-F-]{{1,{MAX_ID_CHARACTERS}}})", PictureHandler, options),
+            (rf"{PATH}/([^/]{{1,{MAX_ID_CHARACTERS}}})", PictureHandler, options),
             (r"/v1/openapi.json", DocumentHandler),
             (r"/v1/.*", UnknownHandler),
         ]

@@ -55,7 +55,7 @@ def _post() -> dict[str, Any]:
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "schema": {"type": "string", "maxLength": 128},
+                "schema": {"type": "string", "minLength": 1, "maxLength": 128},
                 "description": (
                     "The same request with the same key gets the same id, and is enqueued once "
                     "until its picture has ended. Another request with it is refused as long as "

@@ -47,6 +47,7 @@ CHECK_SECONDS = 3  # for Redis to answer a health check
 SHUTDOWN_SECONDS = 5  # for requests in progress after a signal to stop, however long they may wait
 ANSWER_SECONDS = 0.1  # to send the last answers before the server closes its connections
 
+REDIS_AWAY = "Redis can't be used"  # if it does not answer
 SHUTTING_DOWN = "the trigger is shutting down"
 # The reason for an answer with this status. That of 503 depends on the error.
 REFUSALS: Mapping[int, RefusalReason] = {
@@ -97,6 +98,7 @@ class Intake:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1)
         self._backoff = Backoff("redis", MAX_PAUSE_SECONDS)
+        self._why_away = REDIS_AWAY
 
     async def put(self, pictures: Sequence[Wanted]) -> None:
         """Return when Redis has the messages of `pictures`.
@@ -114,9 +116,13 @@ class Intake:
         try:
             await asyncio.wait_for(done, self._hold_seconds)
         except TimeoutError:
-            raise QueueUnavailable("Redis can't be used") from None
+            raise QueueUnavailable(self._why_away) from None
         finally:
             self._waiting.pop(done, None)
+
+    def check_redis_now(self) -> None:
+        """Have Redis tried at once, because a request failed: an outage is logged as such."""
+        self._arrived.set()
 
     async def run(self) -> None:
         """Publish waiting requests until this task is cancelled.
@@ -140,7 +146,9 @@ class Intake:
         try:
             await trying
         except QueueUnavailable as error:
+            self._why_away = str(error)
             return self._backoff.failed(error)
+        self._why_away = REDIS_AWAY
         self._backoff.succeeded()
         return None
 
@@ -385,6 +393,7 @@ class AuthorizedHandler(Handler):
 
     def refuse_for_now(self, error: QueueUnavailable) -> None:
         """Answer 503, and when to come again."""
+        self.intake.check_redis_now()
         if isinstance(error, TooManyWaiting):
             self.reason_of_503 = "overload"
         if isinstance(error, ShuttingDown):

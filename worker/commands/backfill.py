@@ -39,7 +39,7 @@ from worker.commands.inventories import Inventories, listed_from
 from worker.commands.ledger_entries import iso_time
 from worker.commands.options import Json, Suffix, refuse_beside, utc_time
 from worker.commands.queue import celery_app
-from worker.commands.waiting import OUTCOMES, Endings
+from worker.commands.waiting import NOT_COUNTED, OUTCOMES, Endings
 from worker.printing import best_effort, quiet
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ def _show_until_through(
         reading = _read(redis, name, backoff)
         was_away = time.monotonic() - asked_at > POLL_SECONDS
         current, ended = reading.run, sum(reading.counts.values())
-        display.show(current, reading.counts)
+        display.show(current, reading.counts, reading.is_through)
         if is_enqueued and current.state != "finished":
             return reading
         is_abandoned = current.state == "abandoned"
@@ -361,9 +361,7 @@ def _show_until_through(
         quiet_seconds = QUIET_SECONDS if missing > 0 or is_abandoned else POLL_SECONDS
         if time.monotonic() - quiet_since >= quiet_seconds:
             if missing > 0 and not is_abandoned:
-                display.note(
-                    f"{missing:,} were not counted: veil reconcile says whether they are done"
-                )
+                display.note(f"{missing:,} {NOT_COUNTED}")
             return reading
         time.sleep(POLL_SECONDS)
 
@@ -380,10 +378,11 @@ def _read(redis: Any, name: str, backoff: ReportingBackoff) -> Reading:
             if current is None:
                 raise InvalidRequest(f"Redis has lost the run {name}: start it again")
             abandoned_since = runs.abandoned_since(redis, name, current.state)
+            # Read before the outcomes: each is counted before its message goes.
+            is_through = runs.is_through(redis, current)
             if abandoned_since is not None:
                 current = replace(current, state="abandoned")
             counts = outcomes.of_run(redis, name)
-            is_through = runs.is_through(redis, current)
         return Reading(current, counts, is_through, abandoned_since)
 
     return backoff.until_reached(read)
@@ -425,6 +424,7 @@ class Display:
         self._before: Run | None = None
         self._last: Run | None = None
         self._counts: Mapping[str, int] = {}
+        self._is_through = False
         self._counted_at = 0.0
 
     @classmethod
@@ -452,13 +452,16 @@ class Display:
         self._before = self._before or current
         self.show(current)
 
-    def show(self, current: Run, counts: Mapping[str, int] | None = None) -> None:
+    def show(
+        self, current: Run, counts: Mapping[str, int] | None = None, is_through: bool = False
+    ) -> None:
         """Show a run. Its outcomes, if `counts` are not given, are read every POLL_SECONDS."""
         self._first = self._first or current
         if counts is not None:
             self._counts = counts
+        self._is_through = is_through
         if self._as_json and (self._last is None or current.listed != self._last.listed):
-            page = _progress_of(current, self._ended)
+            page = self._progress_of(current)
             self._print({"event": "page", **page, "cursor": current.cursor})
         self._last = current
         if counts is None and time.monotonic() - self._counted_at > POLL_SECONDS:
@@ -571,7 +574,7 @@ class Display:
         self._print(
             {
                 "event": "summary",
-                **_progress_of(current, self._ended),
+                **self._progress_of(current),
                 "source": current.source,
                 "destination": current.destination,
                 "recipe": current.recipe or None,
@@ -585,15 +588,14 @@ class Display:
     def _print(self, values: Mapping[str, Any]) -> None:
         print(json.dumps(values), flush=True)
 
-
-def _progress_of(current: Run, ended: int) -> dict[str, Any]:
-    """Return the fields that every JSON object about a run has, whose pictures have `ended`."""
-    return {
-        "run": current.name,
-        "state": runs.shown_state(current, ended),
-        "listed": current.listed,
-        "ignored": current.ignored,
-        "skipped": current.skipped,
-        "enqueued": current.enqueued,
-        "source_bytes": current.source_bytes,
-    }
+    def _progress_of(self, current: Run) -> dict[str, Any]:
+        """Return the fields that every JSON object about a run has."""
+        return {
+            "run": current.name,
+            "state": runs.shown_state(current, self._ended, self._is_through),
+            "listed": current.listed,
+            "ignored": current.ignored,
+            "skipped": current.skipped,
+            "enqueued": current.enqueued,
+            "source_bytes": current.source_bytes,
+        }

@@ -233,7 +233,7 @@ def serve(
     if (below is None) != (not outputs):
         raise typer.BadParameter("--below needs the outputs to search, and they need --below")
     settings = WorkerSettings.load()
-    _require_one_access(settings, reviewer or [])
+    _check_reviewers(reviewer or [])
     logs.configure(settings.log_format, settings.redis_server())
     try:
         host, port = split_address(http)
@@ -249,15 +249,10 @@ def serve(
     return ExitCode.OK
 
 
-def _require_one_access(settings: WorkerSettings, reviewers: list[str]) -> None:
-    """Raise BadParameter for the names of reviewers, SettingsInvalid for two ways in."""
+def _check_reviewers(reviewers: list[str]) -> None:
+    """Raise BadParameter for a wrong name, or one that is given twice."""
     from worker.desk.access import MAX_NAME, reviewer_name
 
-    if settings.review_password is not None and settings.review_user_header is not None:
-        raise SettingsInvalid(
-            "VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both set: "
-            "either the desk asks for a password, or a proxy authenticates; unset one"
-        )
     for name in reviewers:
         if not reviewer_name(name):
             raise typer.BadParameter(

@@ -28,6 +28,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, refuse_beside
 from worker.commands.queue import REDIS_SECONDS, celery_app
+from worker.commands.waiting import NOT_COUNTED
 from worker.printing import UNKNOWN, duration, print_note, printable
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ def _run_view(redis: Any, name: str) -> View:
         "done": f"{found.done:,}",
         "failed": f"{found.failed:,}",
         "left": f"{found.left:,}",
+        "uncounted": f"{found.uncounted:,}",
         "%": _percent(found),
         "pictures/s": _rate(found.per_second),
         "time left": duration(found.seconds_left),
@@ -244,11 +246,12 @@ def _run_view(redis: Any, name: str) -> View:
     meanings = {
         "skipped": "needed no work",
         "failed": "became dead letters: veil dead list",
+        "uncounted": "ended while Redis took no counts",
         "%": "of all sources, once they are listed",
         "pictures/s": MEANINGS["pictures/s"],
     }
     tables: list[RenderableType] = [_figures_table(figures, meanings)]
-    return View([asdict(found)], tables + _abandoned_lines([found]))
+    return View([asdict(found)], tables + _repair_lines([found]))
 
 
 def _runs_view(runs: list[RunStatus]) -> View:
@@ -263,20 +266,21 @@ def _runs_view(runs: list[RunStatus]) -> View:
             _percent(run),
             duration(run.seconds_left),
         )
-    return View([asdict(run) for run in runs], [table, *_abandoned_lines(runs)])
+    return View([asdict(run) for run in runs], [table, *_repair_lines(runs)])
 
 
-def _abandoned_lines(runs: Sequence[RunStatus]) -> list[RenderableType]:
-    """Return a line for each run whose process was killed."""
-    return [
-        Text(
-            f"{run.run} is abandoned since {_moment(run.abandoned_since)}: repeat the command that "
-            "began it to go on",
-            style="bold yellow",
-        )
-        for run in runs
-        if run.abandoned_since is not None
-    ]
+def _repair_lines(runs: Sequence[RunStatus]) -> list[RenderableType]:
+    """Return a line for each run whose process was killed, or that has uncounted pictures."""
+    lines = []
+    for run in runs:
+        if run.abandoned_since is not None:
+            since = _moment(run.abandoned_since)
+            lines.append(
+                f"{run.run} is abandoned since {since}: repeat the command that began it to go on"
+            )
+        if run.uncounted:
+            lines.append(f"{run.run}: {run.uncounted:,} {NOT_COUNTED}")
+    return [Text(line, style=WARNING) for line in lines]
 
 
 def _figures_table(figures: Mapping[str, str], meanings: Mapping[str, str] = MEANINGS) -> Table:

@@ -24,6 +24,8 @@ PING_SECONDS = 1.0  # within which a worker must answer
 MAX_POLLED = 500  # results that are read between two pauses
 OUTCOMES = ("anonymized", "skipped", "held", "dead")
 WITHOUT_RESULT = "without a result"
+# Said of a number of pictures of a run.
+NOT_COUNTED = "were not counted: repeat the command of the run, which enqueues those not done"
 NEXT_STEPS = {"held": "veil review list", "dead": "veil dead list"}
 
 

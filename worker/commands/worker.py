@@ -14,8 +14,6 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.queue import celery_app
 from worker.settings import WorkerSettings
 
-DEFAULT_NAME = "celery"  # as Celery names a worker without a name
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 app = CommandApp()
@@ -51,8 +49,8 @@ def worker(
             "--name",
             metavar="NAME",
             callback=_checked_name,
-            help="Name of the worker in Flower and in the log; of several, NAME-1 and so on. "
-            "Letters, digits, dots, hyphens and underscores.",
+            help="Name of the worker in Flower and in the log; of several, NAME-1 and so on. By "
+            "default a new one at each start. Letters, digits, dots, hyphens and underscores.",
         ),
     ] = None,
 ) -> int:
@@ -71,13 +69,13 @@ def worker(
     settings = WorkerSettings.load_for_outputs()
     devices = supervisor.gpus(os.environ)
     count = workers or max(1, len(devices))
+    names = supervisor.names(name, count)
     if count > 1:
         logs.configure(settings.log_format, settings.redis_server())
         command = [sys.executable, sys.argv[0], "worker"]
-        names = supervisor.names(name, count)
         environments = supervisor.environments(settings, count, devices)
         return supervisor.Supervisor(command, names, environments).run()
-    node_name = supervisor.node_name(name or DEFAULT_NAME)
+    node_name = supervisor.node_name(*names)
     logs.configure(settings.log_format, settings.redis_server(), node_name)
     # PipelineStep builds the pipeline before Celery receives a message: see tasks.app.
     celery_worker = celery_app().Worker(

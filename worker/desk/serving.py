@@ -25,7 +25,7 @@ from worker.desk.decisions import Desk
 from worker.desk.items import Items
 from worker.desk.origins import Origins, Proxies, bracketed
 from worker.desk.views import Views
-from worker.settings import WorkerSettings
+from worker.settings import LOOPBACK, WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 THREADS = 12
 VIEWERS = 4  # picture processes at most
 MAX_HEADER_BYTES = 1 << 14
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_LOW_SCORES = 10_000
 RENEW_SECONDS = 10  # between two readings of the list
 
@@ -53,23 +52,12 @@ class Options:
 
 
 def check(settings: WorkerSettings, options: Options) -> None:
-    """Raise SettingsInvalid for a desk that others could open without its own address, or read."""
-    url = settings.review_url
-    if url is None:
-        if options.host not in LOOPBACK:
-            raise SettingsInvalid(
-                f"--http {options.host}:{options.port} is open to others: set VEIL_REVIEW_URL to "
-                "the https:// address of the proxy, or listen on 127.0.0.1"
-            )
-        return
-    parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+    """Raise SettingsInvalid for a desk that others could open without its own address."""
+    if settings.review_url is None and options.host not in LOOPBACK:
         raise SettingsInvalid(
-            f"VEIL_REVIEW_URL {url}: passwords and pictures could be read on the way: "
-            "set it to the https:// address of a proxy"
+            f"--http {options.host}:{options.port} is open to others: set VEIL_REVIEW_URL to "
+            "the https:// address of the proxy, or listen on 127.0.0.1"
         )
-    if parts.path or parts.query or parts.fragment:
-        raise SettingsInvalid(f"VEIL_REVIEW_URL {url}: the desk needs a host or a port of its own")
 
 
 async def serve(celery: "App", settings: WorkerSettings, options: Options) -> None:

@@ -125,6 +125,9 @@ class PictureProcess:
             own.callback(os.close, self._stderr)
             others.callback(os.close, stderr)
             end, other_end = socket.socketpair()
+            # Celery sets a default timeout while a worker stops. With one, the other end would not
+            # wait for messages, and the process would take its worker for gone.
+            other_end.setblocking(True)
             self._channel = Channel(end, SEND_SECONDS)
             own.callback(self._channel.close)
             others.callback(other_end.close)

@@ -1,6 +1,7 @@
 """The supervisor of several workers on one machine: ``veil worker --workers N``."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -71,9 +72,13 @@ def environments(
 
 
 def names(name: str | None, count: int) -> list[str]:
-    """Return the names of `count` workers: ``worker1`` and so on, or ``NAME-1`` and so on."""
-    prefix = "worker" if name is None else f"{name}-"
-    return [f"{prefix}{number}" for number in range(1, count + 1)]
+    """Return the names of `count` workers: `name`, or ``NAME-1`` and so on for several.
+
+    Without a `name` it is a new one: two workers of one name on a machine would count as one.
+    Containers on the host's network have their process IDs in common, so those make no name.
+    """
+    name = name or f"worker-{secrets.token_hex(3)}"
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
 
 
 def node_name(name: str) -> str:

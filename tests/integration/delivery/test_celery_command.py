@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 
 import pytest
 
@@ -46,6 +47,20 @@ def test_a_worker_started_by_celerys_own_command_anonymizes(
     assert re.search(r"concurrency: 2 \(thread\)", celery_worker.log)
     assert "superuser" not in celery_worker.log
     assert len(celery_worker.lines("worker runs as root")) == (os.geteuid() == 0)
+
+
+def test_another_pool_is_refused_in_one_line(unattended, programs):
+    done = subprocess.run(
+        [programs / "celery", "-A", "tasks.app", "worker", "--pool=solo"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **unattended.environment, "VEIL_ROUTES": ROUTES},
+    )
+    assert done.returncode == 2
+    assert "veil: a worker is one process with threads: leave out --pool" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(

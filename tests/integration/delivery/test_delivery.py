@@ -402,6 +402,23 @@ def test_what_a_stopping_worker_does_not_finish_goes_back_to_the_queue(setting, 
     assert not worker.lines("stopped")
 
 
+def test_what_a_stopping_worker_finishes_in_the_grace_period_is_not_delivered_again(
+    setting, wait_until
+):
+    worker = setting.worker(VEIL_GRACE_SECONDS="4").ready()
+    setting.send("sleep-2/a.jpg", "sleep-3/b.jpg", "sleep-60/c.jpg")
+    wait_until(lambda: setting.did("begun").total() == 3)
+
+    worker.signal(signal.SIGTERM)
+
+    wait_until(lambda: setting.did("done").total() == 1)
+    wait_until(lambda: setting.in_hand == 2, 1)
+    assert worker.exit_code() == 1
+    assert setting.did("done") == {"sleep-2/a.jpg": 1, "sleep-3/b.jpg": 1}
+    assert [line["unfinished"] for line in worker.lines("cut off")] == [1]
+    assert (setting.in_hand, setting.client.llen("uploads")) == (0, 1)
+
+
 def test_a_picture_that_no_grace_period_was_long_enough_for_is_no_suspect(setting, wait_until):
     pictures = ("sleep-4/a.jpg", "sleep-4/b.jpg")
     setting.send(*pictures)
@@ -421,7 +438,9 @@ def test_a_picture_that_no_grace_period_was_long_enough_for_is_no_suspect(settin
 
     wait_until(lambda: setting.did("done") == dict.fromkeys(pictures, 1), 40)
     wait_until(setting.at_rest, 10)
-    deaths = [line["deaths"] for line in last.lines("taken over, to work on alone")]
+    takeovers = last.lines("taken over, to work on alone")
+    assert not any("error" in line for line in takeovers)  # None is known.
+    deaths = [line["deaths"] for line in takeovers]
     assert deaths == [1, 1], "only the killed worker counts"
     assert not list(dead_letters.LETTERS.entries(setting.client))
     assert not setting.client.keys(ATTEMPTS_KEY.format("*"))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import ExifTags, Image, ImageFilter, ImageSequence
 from tasks.errors import ModelInvalid
 from worker import models
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
-from worker.detection import litert
+from worker.detection import centerface, litert
 from worker.detection.batching import Batcher
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, overlap
@@ -93,6 +94,21 @@ def test_no_room_for_the_model_is_one_line(veil, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("veil: ModelInvalid: ")
     assert "make room there" in line
+
+
+def test_no_room_while_tensorflow_writes_the_model_is_one_line_too(monkeypatch, tmp_path):
+    def build(weights, folder):
+        from worker.detection.tf import tf
+
+        folder.mkdir()
+        raise tf.errors.ResourceExhaustedError(None, None, "variables; No space left on device\nat")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(centerface, "WEIGHTS", SimpleNamespace(fetch=lambda: b""))
+    monkeypatch.setattr("worker.detection.centerface.network.build", build)
+    with pytest.raises(ModelInvalid, match=r"No space left on device: make room there$"):
+        centerface.default_model()
+    assert [path.name for path in (tmp_path / "veil").iterdir()] == ["build.lock"]
 
 
 def load(engine, **settings):

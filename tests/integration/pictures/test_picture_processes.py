@@ -173,6 +173,22 @@ def test_a_picture_process_makes_the_same_output(form, both):
     assert len(found.detections) == 1
 
 
+def test_a_picture_process_that_starts_while_the_worker_stops_waits_for_its_picture():
+    """Celery sets a default timeout of sockets then."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(5)
+    try:
+        pool = PicturePool(1)
+    finally:
+        socket.setdefaulttimeout(before)
+    _, apart = isolated(pool)
+    (pid,) = pool.pids
+    time.sleep(1)
+    assert apart.anonymize(picture(), Stopwatch()).format == "PNG"
+    assert pool.pids == [pid]
+    pool.close()
+
+
 def test_a_picture_process_copies_an_avif_too():
     """The copy is decoded by another library than the picture."""
     pool = PicturePool(1)

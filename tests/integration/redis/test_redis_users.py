@@ -145,6 +145,25 @@ def test_a_worker_without_a_permission_has_a_line_that_says_so_and_no_traceback(
         worker.server.stop()
 
 
+@pytest.mark.parametrize("command", [("worker",), ("watch", "--poll", "60")])
+def test_a_user_that_may_only_read_is_refused_at_the_start_in_one_line(unattended, veil, command):
+    rules = f"ACL SETUSER reader on >{PASSWORD} ~* &* +@read +@connection +info"
+    unattended.client.execute_command(*rules.split())
+    environment = {
+        "VEIL_REDIS_URL": f"redis://reader@{HOST}:{unattended.redis.port}/0",
+        "VEIL_REDIS_PASSWORD": PASSWORD,
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+    }
+    try:
+        done = veil(*command, environment=environment)
+    finally:
+        unattended.client.acl_deluser("reader")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "no permissions to run" in line
+    assert "docs/permissions.md" in line
+
+
 @pytest.mark.parametrize("command", [("worker",), ("watch", "--http", f"{HOST}:0")])
 @pytest.mark.parametrize("prefix", ["", "team-b:"])
 def test_a_user_of_another_prefix_is_refused_at_the_start_in_one_line(

@@ -14,7 +14,7 @@ import requests
 from tasks.uploads.api import RESULT_KEY
 from tasks.uploads.openapi import document
 from tests.integration.conftest import Worker
-from tools.local.servers import HOST, Server, free_port
+from tools.local.servers import HOST, Server, free_port, start_redis
 
 STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
@@ -196,6 +196,44 @@ def test_wrong_requests_are_refused_by_name(api, unattended, body, status, messa
     assert not unattended.client.exists("uploads")
 
 
+@pytest.mark.parametrize("key", ["", "k" * 129])
+def test_an_idempotency_key_that_identifies_nothing_is_refused(api, unattended, key):
+    body = {"source": "s3://raw/a.jpg"}
+    answer = api("POST", "/v1/pictures", body, **{"Idempotency-Key": key})
+    assert answer.status_code == 400
+    assert "1 to 128" in checked(answer, "Error")["message"]
+    assert not unattended.client.exists("uploads")
+
+
+def test_a_full_redis_is_logged_and_said_alike_for_the_api_and_for_events(
+    start_watch, tmp_path, wait_until
+):
+    redis, port = start_redis(tmp_path / "redis"), free_port()
+    environment = {
+        **redis.environment(),
+        "VEIL_WEBHOOK_TOKEN": TOKEN,
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+    }
+    url = f"http://{HOST}:{port}"
+    record = {"s3": {"bucket": {"name": "raw"}, "object": {"key": "a.jpg"}}}
+    event = {"Records": [{"eventName": "s3:ObjectCreated:Put", **record}]}
+    asked = (f"{url}/v1/pictures", {"source": "s3://raw/a.jpg"}), (f"{url}/events", event)
+    try:
+        with start_watch(
+            "--http", f"{HOST}:{port}", "--hold", 1, environment=environment
+        ) as trigger:
+            redis.client().config_set("maxmemory", 1)
+            for place, body in asked:
+                answer = requests.post(
+                    place, json=body, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=SECONDS
+                )
+                assert answer.status_code == 503
+                assert "Redis is full" in answer.json()["message"]
+                wait_until(lambda: len(trigger.lines("away", server="redis")) == 1)
+    finally:
+        redis.server.stop()
+
+
 def test_the_token_is_needed_and_unknown_paths_and_ids_are_not_found(api, unattended):
     body = {"source": "s3://raw/a.jpg"}
     refused = [
@@ -205,6 +243,7 @@ def test_the_token_is_needed_and_unknown_paths_and_ids_are_not_found(api, unatte
         (api("GET", "/v1/pictures/UNKNOWN"), 404, "nothing is at this path"),
         (api("POST", "/v1/picture", body), 404, "nothing is at this path"),
         (api("DELETE", "/v1/pictures"), 405, "does not take this method"),
+        (api("DELETE", "/v1/pictures/x"), 405, "does not take this method"),
         (api("POST", "/v1/pictures", b"x" * ((1 << 20) + 1)), 413, "the body has more than"),
     ]
     for answer, status, message in refused:

@@ -86,6 +86,10 @@ def test_an_address_off_the_routes_is_refused_with_the_name_of_the_setting(file)
         routes.resolve(request("s3://raw/east/a.png"))
 
 
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_file(file):
+    assert read_routes(file("\ufeff" + TWO), nothing_wrong) == read_routes(file(TWO), nothing_wrong)
+
+
 def test_every_mistake_is_named_at_once_with_its_route_and_key(file):
     text = """
     [routes.North]

@@ -62,7 +62,7 @@ def test_pictures_are_of_the_format_that_is_asked_for(form):
 def test_the_machine_is_described_without_secrets(monkeypatch):
     monkeypatch.setenv("VEIL_REDIS_PASSWORD", "hidden-password")
     monkeypatch.setenv("VEIL_REDIS_URL", "redis://:hidden-password@127.0.0.1:6379/0")
-    monkeypatch.setenv("VEIL_WEBHOOK_TOKEN", "hidden-token")
+    monkeypatch.setenv("VEIL_WEBHOOK_TOKEN", "hidden-token" * 3)
     monkeypatch.setenv("VEIL_CONCURRENCY", "3")
 
     described = machine.described()

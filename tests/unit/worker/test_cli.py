@@ -141,6 +141,39 @@ def test_the_settings_are_printed_as_json_too():
     assert "from its top" in rows["VEIL_REGION"]["meaning"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"WEBHOOK_TOKEN": "short"}, "VEIL_WEBHOOK_TOKEN: needs 32 characters"),
+        ({"WEBHOOK_TOKEN": "t " * 20}, "VEIL_WEBHOOK_TOKEN: needs 32 characters"),
+        ({"REVIEW_URL": "http://review.example"}, "VEIL_REVIEW_URL: passwords"),
+        ({"REVIEW_URL": "https://review.example/desk"}, "VEIL_REVIEW_URL: the desk needs"),
+        (
+            {"REVIEW_PASSWORD": "p" * 16, "REVIEW_USER_HEADER": "X-User"},
+            "VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both set",
+        ),
+        (
+            {"REDIS_URL": "redis://:one-password@queue/0", "REDIS_PASSWORD": "another-one"},
+            "VEIL_REDIS_URL has another password than VEIL_REDIS_PASSWORD",
+        ),
+    ],
+    ids=str,
+)
+def test_a_check_of_the_settings_covers_triggers_and_the_desk(monkeypatch, capsys, settings, said):
+    for name, value in settings.items():
+        monkeypatch.setenv(f"VEIL_{name}", value)
+
+    monkeypatch.setattr(sys, "argv", ["veil", "settings", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    line = capsys.readouterr().err
+    assert ended.value.code == ExitCode.UNUSABLE
+    assert said in line
+    assert "one-password" not in line
+    assert "another-one" not in line
+
+
 def test_a_check_of_the_settings_is_silent_or_the_line_of_a_worker(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["veil", *arguments])

@@ -1,5 +1,6 @@
 """The default model: CenterFace, fetched and built once per machine, and kept in the cache."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,6 +28,7 @@ FORM = 3
 # build instead of the model's files.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
 DIGEST_IN_8_BITS = hashlib.sha256(f"{DIGEST} in 8 bits".encode()).hexdigest()
+MAX_REASON_LENGTH = 300  # characters of an error of TensorFlow
 SCORE_THRESHOLD = 0.17  # Calibrated for the default scales; see docs/detection.md.
 
 
@@ -66,7 +68,9 @@ def _built(folder: Path) -> Path:
 
 def _build(folder: Path) -> None:
     weights = WEIGHTS.fetch()
-    from worker.detection.centerface import network  # imports TensorFlow, which takes seconds
+    # They import TensorFlow, which takes seconds.
+    from worker.detection.centerface import network
+    from worker.detection.tf import tf
 
     # TensorFlow writes modules to the temporary folder, imports and deletes them. Their compiled
     # forms would stay there.
@@ -76,5 +80,7 @@ def _build(folder: Path) -> None:
         network.build(weights, work / "model")
         (work / "model" / "veil.json").write_text(json.dumps({"score_threshold": SCORE_THRESHOLD}))
         os.rename(work / "model", folder)
+    except tf.errors.OpError as error:  # TensorFlow's own form of an OSError
+        raise OSError(errno.EIO, error.message.partition("\n")[0][:MAX_REASON_LENGTH]) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tasks.errors import QueueUnavailable
-from tasks.redis.errors import connected, key_refusal, queue_unavailable, refusal
+from tasks.redis.errors import connected, queue_unavailable, refusal, right_refusal
 
 SECRET = "hunter2hunter2"
 
@@ -84,23 +84,25 @@ def test_a_refusal_is_an_answer_that_stays_until_the_settings_change(error, refu
 
 
 @pytest.mark.parametrize(
-    ("text", "refuses"),
+    ("text", "named"),
     [
-        ("No permissions to access a key", True),
-        ("this user has no permissions to access one of the keys used as arguments", True),
-        ("User team has no permissions to run the 'keys' command", False),
-        ("this user has no permissions to run the 'llen' command or its subcommand", False),
+        ("No permissions to access a key", "the key 'team:uploads'"),
+        (
+            "this user has no permissions to access one of the keys used as arguments",
+            "the key 'team:uploads'",
+        ),
+        ("User team has no permissions to run the 'keys' command", "'keys'"),
+        ("this user has no permissions to run the 'llen' command or its subcommand", "'llen'"),
     ],
 )
-def test_a_key_that_the_user_may_not_use_is_named_with_the_prefix_as_a_likely_reason(text, refuses):
+def test_a_key_or_a_command_that_the_user_may_not_use_is_named_with_what_to_do(text, named):
     error = redis.exceptions.NoPermissionError(text)
-    found = key_refusal(error, "team:uploads")
-    assert (found is not None) == refuses
-    if found:
-        assert "'team:uploads'" in found
-        assert "VEIL_REDIS_PREFIX" in found
-    assert "VEIL_REDIS_PREFIX" in str(queue_unavailable(error))
-    assert key_refusal(redis.ResponseError("a key"), "team:uploads") is None
+    found = right_refusal(error, "team:uploads")
+    assert named in found
+    for advice in (found, str(queue_unavailable(error))):
+        assert "docs/permissions.md" in advice
+        assert "VEIL_REDIS_PREFIX" in advice
+    assert right_refusal(redis.ResponseError("a key"), "team:uploads") is None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from worker import logs
 from worker.process.supervisor import Supervisor, names
 logs.configure("json")
 shares = [{"SHARE": "a"}, {"SHARE": "b"}]
-sys.exit(Supervisor(sys.argv[1:], names(None, 2), shares, 0.05).run())
+sys.exit(Supervisor(sys.argv[1:], names("worker", 2), shares, 0.05).run())
 """
 # A worker that writes a line for its start and its end, and ends as the file `order` says.
 WORKER = """
@@ -89,38 +89,38 @@ def running(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_to_all_workers(running, number):
     running.start()
-    for name, share in (("worker1", "a"), ("worker2", "b")):
+    for name, share in (("worker-1", "a"), ("worker-2", "b")):
         (line,) = running.wait_for(name, 1)
         assert line.startswith(f"started {share} ")
     running.process.send_signal(number)
     assert running.process.wait(20) == 0
-    for name in ("worker1", "worker2"):
+    for name in ("worker-1", "worker-2"):
         assert running.lines(name)[-1].startswith(f"stopped by {number.value} ")
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_supervisor_alone(running):
     """A terminal sends it to a process group. Workers would get it twice, which cuts them off."""
     running.start()
-    for name in ("worker1", "worker2"):
+    for name in ("worker-1", "worker-2"):
         (line,) = running.wait_for(name, 1)
         assert os.getpgid(int(line.split()[-1])) != os.getpgid(running.process.pid)
 
 
 def test_a_worker_that_ends_is_started_again_and_the_other_is_left_alone(running):
-    (running.folder / "worker1.order").write_text("70")
+    (running.folder / "worker-1.order").write_text("70")
     running.start()
-    first, second = running.wait_for("worker1", 2)
+    first, second = running.wait_for("worker-1", 2)
     assert first != second
-    assert len(running.wait_for("worker2", 1)) == 1
+    assert len(running.wait_for("worker-2", 1)) == 1
     os.kill(int(second.split()[-1]), signal.SIGKILL)
-    running.wait_for("worker1", 3)
-    assert len(running.lines("worker2")) == 1
+    running.wait_for("worker-1", 3)
+    assert len(running.lines("worker-2")) == 1
     running.process.terminate()
     _, errors = running.process.communicate(timeout=20)
     *ended, stopped = [json.loads(line) for line in errors.splitlines()]
     assert [line["event"] for line in ended] == ["worker ended"] * 2
     assert [line["exit_code"] for line in ended] == [70, -signal.SIGKILL]
-    assert {line["worker"].partition("@")[0] for line in ended} == {"worker1"}
+    assert {line["worker"].partition("@")[0] for line in ended} == {"worker-1"}
     assert (stopped["event"], stopped["workers"]) == ("stopped", 2)
 
 
@@ -129,14 +129,14 @@ def test_a_worker_that_the_system_does_not_start_is_tried_again_and_the_other_le
     program.write_text(f"#!{sys.executable}\n{WORKER}")
     program.chmod(0o755)
     running.start(program)
-    (first,) = running.wait_for("worker1", 1)
-    running.wait_for("worker2", 1)
+    (first,) = running.wait_for("worker-1", 1)
+    running.wait_for("worker-2", 1)
     program.chmod(0o644)
     os.kill(int(first.split()[-1]), signal.SIGKILL)
     time.sleep(1)
     program.chmod(0o755)
-    running.wait_for("worker1", 2)
-    assert len(running.lines("worker2")) == 1
+    running.wait_for("worker-1", 2)
+    assert len(running.lines("worker-2")) == 1
     running.process.terminate()
     _, errors = running.process.communicate(timeout=20)
     ended, *others, stopped = [json.loads(line) for line in errors.splitlines()]
@@ -146,28 +146,29 @@ def test_a_worker_that_the_system_does_not_start_is_tried_again_and_the_other_le
 
 
 def test_a_stop_while_a_worker_starts_is_clean(running):
-    (running.folder / "worker2.order").write_text("starting")
+    (running.folder / "worker-2.order").write_text("starting")
     running.start()
-    for name in ("worker1", "worker2"):
+    for name in ("worker-1", "worker-2"):
         running.wait_for(name, 1)
     running.process.terminate()
     assert running.process.wait(20) == 0
 
 
 def test_several_workers_have_names_of_their_own():
-    assert names(None, 2) == ["worker1", "worker2"]
+    assert names("camera", 1) == ["camera"]
     assert names("camera", 2) == ["camera-1", "camera-2"]
+    assert len({*names(None, 2), *names(None, 2), *names(None, 1), *names(None, 1)}) == 6
 
 
 def test_a_worker_that_cannot_use_its_settings_ends_all(running):
-    (running.folder / "worker2.order").write_text("2")
+    (running.folder / "worker-2.order").write_text("2")
     running.start()
     assert running.process.wait(20) == 2
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(running):
     running.start()
-    pids = [int(running.wait_for(name, 1)[0].split()[-1]) for name in ("worker1", "worker2")]
+    pids = [int(running.wait_for(name, 1)[0].split()[-1]) for name in ("worker-1", "worker-2")]
     running.process.kill()
     running.process.wait()
     deadline = time.monotonic() + 10
