@@ -17,12 +17,21 @@ from tasks.bulk.annotations import FORMATS
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
 from tasks.errors import NothingFound, OutputFailed
 from tasks.messages import FACE
-from tasks.publishing import Publisher
+from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.storage.s3 import ObjectStore
+from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json, Queue
+from worker.commands.options import (
+    Json,
+    Queue,
+    Timeout,
+    Wait,
+    refuse_beside,
+    refuse_without,
+    seconds_to_wait,
+)
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
 from worker.local_files import replaced
@@ -102,6 +111,10 @@ Outputs = Annotated[
 ]
 ImportDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only print what would be requested.")
+]
+ShowFaces = Annotated[
+    bool,
+    typer.Option("--show-faces", help="Also request the pictures that would show a face."),
 ]
 
 app = CommandApp(
@@ -201,21 +214,27 @@ def export(
 def import_boxes(
     file: BoxFile,
     outputs: Outputs = None,
+    show_faces: ShowFaces = False,
     dry_run: ImportDryRun = False,
     queue: Queue = "uploads",
+    wait: Wait = False,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Request pictures again as their corrected boxes say.
 
     The file is one that `export` wrote, or in one of its formats, corrected with an annotation
     tool. A new or changed shape becomes an extra area. A face whose box is missing in a picture of
-    the file stays clear, unless a new shape shares a part with it. Exit with 1 if a picture can't
-    be requested.
+    the file stays clear, unless a new shape is near. Such a picture is only requested with
+    --show-faces. Exit with 1 if a picture isn't requested and, with --wait, if one failed or has no
+    result.
 
     Example: veil receipt import boxes.xml --dry-run
     """
     from tasks.bulk import annotations, boxes
 
+    refuse_beside("--dry-run", dry_run, {"--wait": wait})
+    wait_seconds = seconds_to_wait(wait, timeout)
     pictures = annotations.read(file)
     boxes.require_pictures(pictures)
     if outputs is not None:
@@ -225,7 +244,7 @@ def import_boxes(
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
     corrections = boxes.Corrections(ObjectStore.connect(settings), routes, keys)
     wanted = []
-    problems = 0
+    problems = showing = 0
     for picture in pictures:
         found = corrections.of(picture)
         if found.wanted is not None and counts[picture.name] > 1:
@@ -233,15 +252,26 @@ def import_boxes(
             found = boxes.Correction(picture.name, problem=TWICE)
         _print_correction(found, as_json)
         problems += found.problem is not None
-        if found.wanted is not None:
+        showing += bool(found.removed)
+        if found.wanted is not None and (show_faces or not found.removed):
             wanted.append(found.wanted)
+    left_out = 0 if show_faces else showing
+    waited_for: dict[str, Wanted] = {}
     if wanted and not dry_run:
         with closing(Publisher(celery_app())) as publisher:
-            publisher.publish(wanted, queue)
+            task_ids = publisher.publish(wanted, queue, keep_results=wait)
+        waited_for = dict(zip(task_ids, wanted, strict=True))
     done = "would be enqueued" if dry_run else "enqueued"
-    unchanged = len(pictures) - len(wanted) - problems
+    unchanged = len(pictures) - len(wanted) - left_out - problems
     print_summary(f"{len(wanted):,} {done}, {unchanged:,} unchanged, {problems:,} refused")
-    return ExitCode.ok_if(not problems)
+    if left_out or (dry_run and showing):
+        advice = "" if show_faces else ": look at each, and give --show-faces"
+        print_summary(f"{counted(showing, 'picture')} would show a face{advice}")
+    is_complete = not problems and (dry_run or not left_out)
+    if wait_seconds is None or not waited_for:
+        return ExitCode.ok_if(is_complete)
+    endings = waiting.wait(celery_app(), waited_for, queue, wait_seconds, as_json)
+    return ExitCode.ok_if(is_complete and endings.are_good)
 
 
 @contextmanager
