@@ -4,7 +4,7 @@ Faces that are found are hidden too. What should be hidden already and is shown 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -61,6 +61,62 @@ def least_score(searches: "Sequence[Search]") -> float:
     thresholds = [search.score_threshold for search in searches if search.label == FACE]
     lowest = min(thresholds, default=0.0)
     return lowest + MIN_SCORE_SHARE * (1 - lowest)
+
+
+def counted(
+    detections: Detections, treatments: Treatments, options: AnonymizeOptions, least_score: float
+) -> Detections:
+    """Return those of `detections` in an output that count if they are not hidden.
+
+    Faces count from `least_score` on. What the request or a rule leaves clear does not count.
+    """
+    found = outside(treatments.wanted(detections, options), options.exempt)
+    return found[(found.scores >= least_score) | (found.labels != FACE)]
+
+
+def shown_rows(
+    frame: images.Frame,
+    output: images.Frame,
+    faces: Detections,
+    treatments: Treatments,
+    options: AnonymizeOptions,
+) -> NDArray[np.intp]:
+    """Return the rows of those of `faces`, hidden in `frame`, that `output` shows."""
+    size = frame.width, frame.height
+    if (output.width, output.height) != size:
+        return np.arange(len(faces))
+    rows = [np.zeros(0, np.intp)]
+    for part in treatments.parts(faces, options):
+        hidden = regions.regions(part.sightings, part.style, *size)
+        rows.append(hidden.faces[comparing.shown(frame.colours, output.colours, hidden)])
+    return np.unique(np.concatenate(rows))
+
+
+def exposed(
+    output: images.Picture,
+    source: images.Picture | None,
+    listed: Detections,
+    detected: Sequence[Detections],
+    treatments: Treatments,
+    options: AnonymizeOptions,
+    least_score: float,
+) -> Iterator[Detections]:
+    """Yield the objects that `output` shows, by the objects `listed` in its receipt.
+
+    They are those `detected` in each of its frames that are not hidden, and those of `listed` that
+    look as in the `source`, if there is one. A receipt does not tell in which frame an object was
+    hidden, so one counts as shown if it is in every frame.
+    """
+    parts = treatments.parts(listed, options)
+    for frame, detections in zip(output.frames, detected, strict=True):
+        size = frame.width, frame.height
+        hidden = regions.whole_regions(parts, *size, options.extra)
+        faces = counted(detections, treatments, options, least_score)
+        yield faces[~regions.eyes_hidden(faces, hidden, *size)]
+    if source is not None and len(source.frames) == len(output.frames):
+        pairs = zip(source.frames, output.frames, strict=True)
+        rows = [set(shown_rows(*pair, listed, treatments, options).tolist()) for pair in pairs]
+        yield listed[np.array(sorted(set.intersection(*rows)), np.intp)]
 
 
 @dataclass(frozen=True)
@@ -140,23 +196,11 @@ class ResidualCheck(Generic[Output]):
         """
         if len(decoded.frames) != len(picture.frames):
             return []
+        frames = zip(picture.frames, decoded.frames, found, strict=True)
         return [
-            faces[self._shown_rows(frame, output, faces)]
-            for frame, output, faces in zip(picture.frames, decoded.frames, found, strict=True)
+            faces[shown_rows(frame, output, faces, self.treatments, self.options)]
+            for frame, output, faces in frames
         ]
-
-    def _shown_rows(
-        self, frame: images.Frame, output: images.Frame, faces: Detections
-    ) -> NDArray[np.intp]:
-        """Return the rows of those of `faces`, hidden in `frame`, that `output` shows."""
-        size = frame.width, frame.height
-        if (output.width, output.height) != size:
-            return np.arange(len(faces))
-        rows = [np.zeros(0, np.intp)]
-        for part in self.treatments.parts(faces, self.options):
-            hidden = regions.regions(part.sightings, part.style, *size)
-            rows.append(hidden.faces[comparing.shown(frame.colours, output.colours, hidden)])
-        return np.unique(np.concatenate(rows))
 
     def _remaining(
         self, picture: images.Picture, found: Sequence[Detections], decoded: images.Picture
@@ -175,9 +219,7 @@ class ResidualCheck(Generic[Output]):
         remaining = [Detections.none() for _ in picture.frames]
         detected = self.find(replace(decoded, frames=tuple(one.frame for one in changed)))
         for one, detections in zip(changed, detected, strict=True):
-            wanted = self.treatments.wanted(detections, self.options)
-            faces = outside(wanted, self.options.exempt)
-            faces = faces[(faces.scores >= self.least_score) | (faces.labels != FACE)]
+            faces = counted(detections, self.treatments, self.options, self.least_score)
             size = one.frame.width, one.frame.height
             is_hidden = np.ones(len(faces), bool)
             for number in one.numbers:

@@ -48,5 +48,5 @@ def test_a_face_on_a_page_beyond_the_size_of_the_first_is_exposed(monkeypatch):
     target = io.BytesIO()
     pages[0].save(target, "TIFF", save_all=True, append_images=pages[1:])
     receipt = anonymized(30, 20, format="TIFF")
-    (exposed,) = _redetection(WorkerSettings())(target.getvalue(), receipt)
+    (exposed,) = _redetection(WorkerSettings())(target.getvalue(), None, receipt)
     assert exposed["box_xyxy"] == [60, 40, 80, 70]
