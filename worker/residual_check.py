@@ -4,7 +4,7 @@ Faces that are found are hidden too. What should be hidden already and is shown 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tasks.errors import Permanent, UnreadableImage
 from tasks.messages import FACE, AnonymizeOptions, Check, Reason
 from worker import images
-from worker.detection.faces import Detections, outside
+from worker.detection.boxes import overlapping_pairs
+from worker.detection.faces import Detections, has_same_face, outside
 from worker.masking import comparing, regions
 from worker.treatments import Treatments
 
@@ -96,27 +97,40 @@ def exposed(
     output: images.Picture,
     source: images.Picture | None,
     listed: Detections,
-    detected: Sequence[Detections],
+    find: Callable[[images.Picture], list[Detections]],
     treatments: Treatments,
     options: AnonymizeOptions,
     least_score: float,
-) -> Iterator[Detections]:
-    """Yield the objects that `output` shows, by the objects `listed` in its receipt.
+) -> list[Detections]:
+    """Return the objects that `output` shows, by the objects `listed` in its receipt.
 
-    They are those `detected` in each of its frames that are not hidden, and those of `listed` that
-    look as in the `source`, if there is one. A receipt does not tell in which frame an object was
-    hidden, so one counts as shown if it is in every frame.
+    They are those that `find` detects in one of its frames and that are not hidden, and those of
+    `listed` that look as in the `source`, if there is one. A receipt does not tell in which frame
+    an object was hidden, so one counts as shown if it is in every frame. An object at a mask that
+    the source does not have is an echo of the mask.
     """
     parts = treatments.parts(listed, options)
-    for frame, detections in zip(output.frames, detected, strict=True):
+    shown, at_masks = [], []
+    for frame, detections in zip(output.frames, find(output), strict=True):
         size = frame.width, frame.height
         hidden = regions.whole_regions(parts, *size, options.extra)
         faces = counted(detections, treatments, options, least_score)
-        yield faces[~regions.eyes_hidden(faces, hidden, *size)]
-    if source is not None and len(source.frames) == len(output.frames):
+        faces = faces[~regions.eyes_hidden(faces, hidden, *size)]
+        is_at_mask = np.zeros(len(faces), bool)
+        for rows, _ in overlapping_pairs(faces.boxes_xyxy, hidden.rectangles):
+            is_at_mask[rows] = True
+        shown.append(faces[~is_at_mask])
+        at_masks.append(faces[is_at_mask])
+    doubtful = Detections.joined(at_masks)
+    if source is None:
+        return [*shown, doubtful]
+    if len(doubtful):
+        doubtful = doubtful[has_same_face(doubtful, Detections.joined(find(source)))]
+    if len(source.frames) == len(output.frames):
         pairs = zip(source.frames, output.frames, strict=True)
-        rows = [set(shown_rows(*pair, listed, treatments, options).tolist()) for pair in pairs]
-        yield listed[np.array(sorted(set.intersection(*rows)), np.intp)]
+        shown_of = [set(shown_rows(*pair, listed, treatments, options).tolist()) for pair in pairs]
+        shown.append(listed[np.array(sorted(set.intersection(*shown_of)), np.intp)])
+    return [*shown, doubtful]
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _is_reported(
         picture,
         None if source is None else _picture(source),
         Detections(np.rint(hidden.boxes_xyxy), hidden.scores),
-        anonymizer.detect_frames(picture),
+        anonymizer.detect_frames,
         anonymizer.treatments,
         AS_CONFIGURED,
         anonymizer.least_check_score,

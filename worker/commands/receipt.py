@@ -414,7 +414,7 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
             picture,
             None if source is None else decode(source),
             _hidden_objects(receipt),
-            anonymizer.detect_frames(picture),
+            anonymizer.detect_frames,
             anonymizer.treatments,
             receipt.asked,
             anonymizer.least_check_score,
