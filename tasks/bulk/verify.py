@@ -73,7 +73,7 @@ NO_ETAG = "0" * 32  # an ETag that no object has
 FaceCheck = Callable[[bytes, bytes | None, Receipt], Sequence[Face]]
 """A function of an output, its source and its receipt: returns the faces that the output shows.
 
-The source is None if it is gone or has changed. It raises Permanent if one can't be decoded.
+The source is None if it is gone or has changed. It raises Permanent if the output can't be decoded.
 """
 
 Compare = Callable[[bytes, bytes, Receipt], bool]

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -17,7 +17,7 @@ import typer
 from tasks.addresses import PrefixUri
 from tasks.bulk.annotations import FORMATS
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, State, Verdict
-from tasks.errors import NothingFound, OutputFailed
+from tasks.errors import NothingFound, OutputFailed, Permanent
 from tasks.messages import FACE
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
@@ -409,10 +409,13 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
     decode = partial(images.decode, max_pixels=settings.max_pixels, max_frames=settings.max_frames)
 
     def exposed_faces(content: bytes, source: bytes | None, receipt: "Receipt") -> list["Face"]:
-        picture = decode(content)
+        picture, original = decode(content), None
+        if source is not None:
+            with suppress(Permanent):  # A source that can't be decoded can't be compared.
+                original = decode(source)
         shown = residual_check.exposed(
             picture,
-            None if source is None else decode(source),
+            original,
             _hidden_objects(receipt),
             anonymizer.detect_frames,
             anonymizer.treatments,
