@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tasks.errors import Permanent, UnreadableImage
 from tasks.messages import FACE, AnonymizeOptions, Check, Reason
 from worker import images
-from worker.detection.faces import Detections, outside
+from worker.detection.boxes import overlapping_pairs
+from worker.detection.faces import Detections, has_same_face, outside
 from worker.masking import comparing, regions
 from worker.treatments import Treatments
 
@@ -61,6 +62,75 @@ def least_score(searches: "Sequence[Search]") -> float:
     thresholds = [search.score_threshold for search in searches if search.label == FACE]
     lowest = min(thresholds, default=0.0)
     return lowest + MIN_SCORE_SHARE * (1 - lowest)
+
+
+def counted(
+    detections: Detections, treatments: Treatments, options: AnonymizeOptions, least_score: float
+) -> Detections:
+    """Return those of `detections` in an output that count if they are not hidden.
+
+    Faces count from `least_score` on. What the request or a rule leaves clear does not count.
+    """
+    found = outside(treatments.wanted(detections, options), options.exempt)
+    return found[(found.scores >= least_score) | (found.labels != FACE)]
+
+
+def shown_rows(
+    frame: images.Frame,
+    output: images.Frame,
+    faces: Detections,
+    treatments: Treatments,
+    options: AnonymizeOptions,
+) -> NDArray[np.intp]:
+    """Return the rows of those of `faces`, hidden in `frame`, that `output` shows."""
+    size = frame.width, frame.height
+    if (output.width, output.height) != size:
+        return np.arange(len(faces))
+    rows = [np.zeros(0, np.intp)]
+    for part in treatments.parts(faces, options):
+        hidden = regions.regions(part.sightings, part.style, *size)
+        rows.append(hidden.faces[comparing.shown(frame.colours, output.colours, hidden)])
+    return np.unique(np.concatenate(rows))
+
+
+def exposed(
+    output: images.Picture,
+    source: images.Picture | None,
+    listed: Detections,
+    find: Callable[[images.Picture], list[Detections]],
+    treatments: Treatments,
+    options: AnonymizeOptions,
+    least_score: float,
+) -> list[Detections]:
+    """Return the objects that `output` shows, by the objects `listed` in its receipt.
+
+    They are those that `find` detects in one of its frames and that are not hidden, and those of
+    `listed` that look as in the `source`, if there is one. A receipt does not tell in which frame
+    an object was hidden, so one counts as shown if it is in every frame. An object at a mask that
+    the source does not have is an echo of the mask.
+    """
+    parts = treatments.parts(listed, options)
+    shown, at_masks = [], []
+    for frame, detections in zip(output.frames, find(output), strict=True):
+        size = frame.width, frame.height
+        hidden = regions.whole_regions(parts, *size, options.extra)
+        faces = counted(detections, treatments, options, least_score)
+        faces = faces[~regions.eyes_hidden(faces, hidden, *size)]
+        is_at_mask = np.zeros(len(faces), bool)
+        for rows, _ in overlapping_pairs(faces.boxes_xyxy, hidden.rectangles):
+            is_at_mask[rows] = True
+        shown.append(faces[~is_at_mask])
+        at_masks.append(faces[is_at_mask])
+    doubtful = Detections.joined(at_masks)
+    if source is None:
+        return [*shown, doubtful]
+    if len(doubtful):
+        doubtful = doubtful[has_same_face(doubtful, Detections.joined(find(source)))]
+    if len(source.frames) == len(output.frames):
+        pairs = zip(source.frames, output.frames, strict=True)
+        shown_of = [set(shown_rows(*pair, listed, treatments, options).tolist()) for pair in pairs]
+        shown.append(listed[np.array(sorted(set.intersection(*shown_of)), np.intp)])
+    return [*shown, doubtful]
 
 
 @dataclass(frozen=True)
@@ -140,23 +210,11 @@ class ResidualCheck(Generic[Output]):
         """
         if len(decoded.frames) != len(picture.frames):
             return []
+        frames = zip(picture.frames, decoded.frames, found, strict=True)
         return [
-            faces[self._shown_rows(frame, output, faces)]
-            for frame, output, faces in zip(picture.frames, decoded.frames, found, strict=True)
+            faces[shown_rows(frame, output, faces, self.treatments, self.options)]
+            for frame, output, faces in frames
         ]
-
-    def _shown_rows(
-        self, frame: images.Frame, output: images.Frame, faces: Detections
-    ) -> NDArray[np.intp]:
-        """Return the rows of those of `faces`, hidden in `frame`, that `output` shows."""
-        size = frame.width, frame.height
-        if (output.width, output.height) != size:
-            return np.arange(len(faces))
-        rows = [np.zeros(0, np.intp)]
-        for part in self.treatments.parts(faces, self.options):
-            hidden = regions.regions(part.sightings, part.style, *size)
-            rows.append(hidden.faces[comparing.shown(frame.colours, output.colours, hidden)])
-        return np.unique(np.concatenate(rows))
 
     def _remaining(
         self, picture: images.Picture, found: Sequence[Detections], decoded: images.Picture
@@ -175,9 +233,7 @@ class ResidualCheck(Generic[Output]):
         remaining = [Detections.none() for _ in picture.frames]
         detected = self.find(replace(decoded, frames=tuple(one.frame for one in changed)))
         for one, detections in zip(changed, detected, strict=True):
-            wanted = self.treatments.wanted(detections, self.options)
-            faces = outside(wanted, self.options.exempt)
-            faces = faces[(faces.scores >= self.least_score) | (faces.labels != FACE)]
+            faces = counted(detections, self.treatments, self.options, self.least_score)
             size = one.frame.width, one.frame.height
             is_hidden = np.ones(len(faces), bool)
             for number in one.numbers:

@@ -97,8 +97,9 @@ Publish = Callable[[Sequence[Wanted]], None]
 class Reconciliation:
     """A comparison of two places.
 
-    `counts` has the pictures so far by state, chosen or not. Of the held ones, `held_with_output`
-    have an older output that is still published. `is_complete` is true at the end.
+    `counts` has the pictures so far by state, without those that are not current and were not
+    chosen. Of the held ones, `held_with_output` have an older output that is still published.
+    `is_complete` is true at the end.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Reconciliation:
         self._only = only
         self._sources_deleted = sources_deleted
         self._on_tick = on_tick
+        self._is_empty = True
         self._backoff = ReportingBackoff(tell)
         self._suffixes = tuple(suffix.lower() for suffix in suffixes) or ("",)
 
@@ -156,17 +158,20 @@ class Reconciliation:
                 self._require_pictures()
                 self.is_complete = True
                 return
+            self._is_empty = False
             found = self._with_dead_letters(batch)
-            self.counts.update(finding.state for finding in found)
-            self.held_with_output += sum(finding.older_output for finding in found)
-            chosen = [finding for finding in found if finding.is_wanted][:limit]
+            chosen = [finding for finding in found if finding.is_wanted]
+            good = [each for each in found if not each.is_wanted and each.state in UNREPORTED]
+            self.counts.update(finding.state for finding in (*chosen, *good))
+            self.held_with_output += sum(finding.older_output for finding in chosen)
+            chosen = chosen[:limit]
             if limit is not None:
                 limit -= len(chosen)
             yield from self._published(chosen, publish) if publish else chosen
 
     def _require_pictures(self) -> None:
         """Raise NothingFound if nothing was compared."""
-        if not self.counts.total():
+        if self._is_empty and not self.counts.total():
             source, output = self._places.source, self._places.output
             suffixed = "" if self._suffixes == ("",) else " with this suffix"
             raise NothingFound(

@@ -44,6 +44,7 @@ State = Literal[
     "source deleted",
     "source due",
     "source kept",
+    "original",
     "no receipt",
     "output gone",
     "output differs",
@@ -69,10 +70,10 @@ BESIDE_OK: tuple[State, ...] = tuple(
 )
 NO_ETAG = "0" * 32  # an ETag that no object has
 
-FaceCheck = Callable[[bytes, Receipt], Sequence[Face]]
-"""A function of an output and its receipt: returns the faces in the output that are not hidden.
+FaceCheck = Callable[[bytes, bytes | None, Receipt], Sequence[Face]]
+"""A function of an output, its source and its receipt: returns the faces that the output shows.
 
-It raises Permanent if the output can't be decoded.
+The source is None if it is gone or has changed. It raises Permanent if the output can't be decoded.
 """
 
 Compare = Callable[[bytes, bytes, Receipt], bool]
@@ -130,16 +131,19 @@ class Verdict:
     """The states of an output, at least one, and its `receipt`, None if there is none.
 
     ``held`` and ``output gone`` are states of receipts without an output. ``superseded`` is a
-    receipt whose output was made again. ``source unknown`` is an output that is not at the default
+    receipt whose output was made again. ``original`` is a clear source in the place of its output.
+    ``source unknown`` is an output that is not at the default
     address of its route, or whose hashed name no source has. ``unplaced`` is a receipt by a version
     that did not sign the address of the output. `exposed` has the faces of the state ``face
-    exposed``. `created` is the time of the receipt of a held picture.
+    exposed``, and `exempt` the areas that were to stay clear. `created` is the time of the receipt
+    of a held picture.
     """
 
     output: ObjectUri
     receipt: ObjectUri | None
     states: tuple[State, ...]
     exposed: tuple[Face, ...] = ()
+    exempt: tuple[tuple[int, ...], ...] = ()
     created: str = ""
 
     @property
@@ -257,13 +261,16 @@ class Audit:
             return self._verdict(subject, subject.receipt, ["superseded"])
         found = find_receipt(self._store, subject.places, name)
         if found is None:
-            return self._verdict(subject, None, ["no receipt"])
+            is_original = self._is_original(subject, opened.stored)
+            return self._verdict(subject, None, ["original" if is_original else "no receipt"])
         receipt, flaw = found.receipt, found.flaw
         if receipt is None:
             return self._verdict(subject, name, ["bad receipt"])
         notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
         states: list[State] = [flaw] if flaw and not notes else []
-        content_problems, exposed = self._content_problems(opened, receipt)
+        content_problems, exposed = self._content_problems(subject, opened, receipt)
+        if "output differs" in content_problems and self._is_original(subject, opened.stored):
+            return self._verdict(subject, name, ["original"])
         if subject.places.marks.missing_key_of(opened.stored.metadata):
             states += ["unknown key"] if flaw is None else []
             states += content_problems
@@ -273,7 +280,8 @@ class Audit:
             is_good = not states
             states += notes
             states += self._source_states(subject, opened.stored, receipt, is_good)
-        return replace(self._verdict(subject, name, states), exposed=tuple(exposed))
+        verdict = self._verdict(subject, name, states)
+        return replace(verdict, exposed=tuple(exposed), exempt=receipt.asked.exempt)
 
     def _verify_receipt(self, subject: Subject) -> Verdict | None:
         if subject.receipt is None:
@@ -288,8 +296,26 @@ class Audit:
         verdict = self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
         return replace(verdict, created=receipt.created)
 
+    def _is_original(self, subject: Subject, output: StoredObject) -> bool:
+        """Return whether `output` has the content of a source that it may have by its name."""
+        for uri in subject.places.possible_sources(self._store, subject.key):
+            source = self._store.head(uri)
+            if source is not None and source.size == output.size:
+                digests = {self._digest(uri), self._digest(output.uri)}
+                if len(digests) == 1 and None not in digests:
+                    return True
+        return False
+
+    def _digest(self, uri: ObjectUri) -> str | None:
+        """Return the digest of the object at `uri`; None if there is none any more."""
+        try:
+            with self._store.open(uri) as opened:
+                return opened.digest(self._read_seconds)
+        except ObjectNotFound:
+            return None
+
     def _content_problems(
-        self, opened: OpenObject, receipt: Receipt
+        self, subject: Subject, opened: OpenObject, receipt: Receipt
     ) -> tuple[list[State], Sequence[Face]]:
         """Compare the output with its receipt. Return the problems and the exposed faces."""
         stored = opened.stored
@@ -302,8 +328,9 @@ class Audit:
             if hashlib.sha256(content).hexdigest() != receipt.output_sha256:
                 problems.append("output differs")
             else:
+                source = self._source(subject, stored, receipt)
                 try:
-                    exposed = self._face_check(content, receipt)
+                    exposed = self._face_check(content, source, receipt)
                 except Permanent:
                     problems.append("unreadable")
         elif opened.digest(self._read_seconds) != receipt.output_sha256:
@@ -329,6 +356,24 @@ class Audit:
         address = source or output.uri
         is_version = marks.is_version(mark, address, receipt.source_etag)
         return [] if is_version else ["metadata differs"]
+
+    def _source(self, subject: Subject, output: StoredObject, receipt: Receipt) -> bytes | None:
+        """Return the content of the source; None if it is gone or not that of the receipt."""
+        uri = subject.places.source_of(self._store, subject.key, output.metadata)
+        if uri is None:
+            return None
+        return self._content(uri, receipt.source_bytes, receipt.source_sha256)
+
+    def _content(self, uri: ObjectUri, size: int | None, sha256: str | None) -> bytes | None:
+        """Return the content of the object at `uri`; None if it is not of that size and digest."""
+        try:
+            with self._store.open(uri) as opened:
+                if opened.stored.size != size:
+                    return None
+                content = opened.read(size, self._read_seconds)
+        except ObjectNotFound:
+            return None
+        return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
     def _source_states(
         self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool
@@ -359,7 +404,8 @@ class Audit:
         source = opened.read(receipt.source_bytes, self._read_seconds)
         if hashlib.sha256(source).hexdigest() != receipt.source_sha256:
             return ["source changed"]
-        output = self._output(subject, receipt)
+        destination = subject.places.destination(subject.key)
+        output = self._content(destination, receipt.output_bytes, receipt.output_sha256)
         if output is None:
             return ["output differs"]
         if not disposal.allows(output, source, receipt):
@@ -378,15 +424,6 @@ class Audit:
             other.created > receipt.created and marks.is_version(name.etag, source.uri, source.etag)
             for name, other in read_receipts(self._store, subject.places, subject.key)
         )
-
-    def _output(self, subject: Subject, receipt: Receipt) -> bytes | None:
-        """Return the current content of the output; None if it is not that of its receipt."""
-        try:
-            with self._store.open(subject.places.destination(subject.key)) as opened:
-                content = opened.read(opened.stored.size, self._read_seconds)
-        except ObjectNotFound:
-            return None
-        return content if hashlib.sha256(content).hexdigest() == receipt.output_sha256 else None
 
     def _verdict(
         self, subject: Subject, name: ReceiptName | None, states: Sequence[State]

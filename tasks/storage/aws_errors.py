@@ -121,7 +121,7 @@ def _tried(error: Exception) -> str:
 
 
 def _advice(error: Exception, place: ObjectUri | PrefixUri) -> str:
-    """Return what to do about a connection for `place` that failed with `error`, or nothing."""
+    """Return what to do about a connection for `place` that failed with `error`."""
     if tls_errors.distrusts(error):
         return ": its certificate is not trusted: name the file of its issuer in AWS_CA_BUNDLE"
     if tls_errors.speaks_no_tls(error):
@@ -135,9 +135,7 @@ def _advice(error: Exception, place: ObjectUri | PrefixUri) -> str:
         )
     if isinstance(error, botocore.parsers.ResponseParserError):
         return ": the answer is not that of a store: check VEIL_S3_ENDPOINT"
-    if isinstance(error, vendor.ConnectionError):
-        return ": check the network and VEIL_S3_ENDPOINT"
-    return ""
+    return ": check the network and VEIL_S3_ENDPOINT"
 
 
 def _names_bucket_in_host(error: Exception, place: ObjectUri | PrefixUri) -> bool:

@@ -2,8 +2,9 @@
 
 The faces of annotated pictures are hidden as the settings of the environment say, and also wrongly:
 each mask by a face's width beside its face (`shifted`), or the largest face not at all (`missing`).
-The check is told the right places, so only the pixels are wrong. Wrong outputs in which no
-annotated face is exposed are left out.
+The check is told the right places, so only the pixels are wrong. Of an `unlisted` output, which is
+a missing one, it is told all faces but the largest. Wrong outputs in which no annotated face is
+exposed are left out.
 
 `shown` counts the pictures in which the comparison finds a face that should be hidden, `found`
 those in whose output detection finds a face, which is hidden too, `on_exposed` those in which such
@@ -29,7 +30,7 @@ from rich.table import Table
 
 from tools.benchmarks.exposure import annotated_sets
 from tools.benchmarks.groups import EXPOSED, load_judge
-from worker import images
+from worker import images, residual_check
 from worker.anonymizer import Anonymizer
 from worker.bootstrap import build_anonymizer, mask_style
 from worker.detection.faces import Detections
@@ -43,8 +44,11 @@ from worker.treatments import AS_CONFIGURED
 SETS = "crowd,masks,small,wider"
 EVERY = 8
 QUALITY = 95  # of the JPEGs
-OUTPUTS = ("right", "shifted", "missing")
-COLUMNS = ("pictures", "shown", "found", "on_exposed", "left", "compare_seconds", "cpu_seconds")
+OUTPUTS = ("right", "shifted", "missing", "unlisted")
+COLUMNS = (
+    "pictures", "shown", "found", "on_exposed", "left", "verify", "without_source",
+    "compare_seconds", "cpu_seconds",
+)  # fmt: skip
 
 
 def run() -> None:
@@ -92,8 +96,10 @@ def _count(
         "right": found,
         "shifted": _shifted(found, pixels.shape[1]),
         "missing": _without_largest(found),
+        "unlisted": _without_largest(found),
     }
     for kind, masked in hidden.items():
+        told = masked if kind == "unlisted" else found
         output = _encoded(hiding.hide(pixels, masked.sightings, style))
         survived = [judge.survived(pixels, output, box) for box in annotated]
         exposed = [
@@ -104,9 +110,11 @@ def _count(
         if kind != "right" and not exposed:
             continue
 
-        def redo(more: Sequence[Detections], masked: Detections = masked) -> images.Picture:
+        def redo(
+            more: Sequence[Detections], masked: Detections = masked, told: Detections = told
+        ) -> images.Picture:
             """Return the output with what the check added hidden too."""
-            everything = Detections.joined([masked, more[0][len(found) :]])
+            everything = Detections.joined([masked, more[0][len(told) :]])
             return _picture(_encoded(hiding.hide(pixels, everything.sightings, style)))
 
         check = ResidualCheck(
@@ -120,16 +128,35 @@ def _count(
         )
         counted = counts[kind]
         started = time.process_time()
-        places = regions.regions(found.sightings, style, pixels.shape[1], pixels.shape[0])
+        places = regions.regions(told.sightings, style, pixels.shape[1], pixels.shape[0])
         counted["shown"] += bool(comparing.shown(pixels, output, places).any())
         counted["compare_seconds"] += time.process_time() - started
         started = time.process_time()
-        checked = check.run(_picture(pixels), [found], _picture(output))[1]
+        checked = check.run(_picture(pixels), [told], _picture(output))[1]
         counted["cpu_seconds"] += time.process_time() - started
         counted["pictures"] += 1
         counted["left"] += len(checked.remaining) > 0
         counted["found"] += len(checked.added) > 0
         counted["on_exposed"] += _is_on_one(checked.added, exposed)
+        counted["verify"] += _is_reported(anonymizer, told, output, pixels)
+        counted["without_source"] += _is_reported(anonymizer, told, output, None)
+
+
+def _is_reported(
+    anonymizer: Anonymizer, hidden: Detections, output: Pixels, source: Pixels | None
+) -> bool:
+    """Return whether verify reports the `output` whose receipt has the boxes of `hidden`."""
+    picture = _picture(output)
+    shown = residual_check.exposed(
+        picture,
+        None if source is None else _picture(source),
+        Detections(np.rint(hidden.boxes_xyxy), hidden.scores),
+        anonymizer.detect_frames,
+        anonymizer.treatments,
+        AS_CONFIGURED,
+        anonymizer.least_check_score,
+    )
+    return any(map(len, shown))
 
 
 def _picture(pixels: Pixels) -> images.Picture:

@@ -207,6 +207,10 @@ def _voc_picture(file: Path, pictures: Sequence[Path]) -> Labelled:
     """Return the picture that the Pascal VOC `file` describes."""
     # Expat refuses exponential entities since 2.4.1.
     root = ElementTree.parse(file).getroot()  # noqa: S314
+    if root.tag != "annotation":
+        advice = ": CVAT is no format of training data, export Pascal VOC or COCO"
+        is_cvat = root.tag == "annotations" and root.find("image") is not None
+        raise ValueError(f"it has <{root.tag}> at its top{advice if is_cvat else ''}")
     name = root.findtext("filename") or file.stem
     labels = []
     for item in root.iter("object"):

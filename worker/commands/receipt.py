@@ -5,8 +5,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -14,15 +16,24 @@ import typer
 
 from tasks.addresses import PrefixUri
 from tasks.bulk.annotations import FORMATS
-from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
-from tasks.errors import NothingFound, OutputFailed
+from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, State, Verdict
+from tasks.errors import NothingFound, OutputFailed, Permanent
 from tasks.messages import FACE
-from tasks.publishing import Publisher
+from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.storage.s3 import ObjectStore
+from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json, Queue
+from worker.commands.options import (
+    Json,
+    Queue,
+    Timeout,
+    Wait,
+    refuse_beside,
+    refuse_without,
+    seconds_to_wait,
+)
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
 from worker.local_files import refuse_unwritable, replaced
@@ -39,6 +50,29 @@ if TYPE_CHECKING:
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 MAX_FACES_SHOWN = 5  # on the line of an output
+DELETIONS: dict[State, str] = {"source deleted": "deleted", "source due": "would be deleted"}
+AGAIN = "veil reconcile SOURCE --enqueue makes the output again"
+# What to do about states, the worst first.
+ADVICE: tuple[tuple[tuple[State, ...], str], ...] = (
+    (
+        ("original",),
+        f"the clear source is in its output's place: remove it, and {AGAIN}, or choose another "
+        "destination",
+    ),
+    (
+        ("face exposed",),
+        "veil enqueue SOURCE --extra X1,Y1,X2,Y2 hides an exposed face; repeat the options that "
+        "the picture has already",
+    ),
+    (
+        ("no receipt", "output differs", "metadata differs", "unreadable", "bad receipt"),
+        f"remove the object if its source is still there, and {AGAIN}; if another program put it "
+        "there, choose another destination",
+    ),
+    (("unsigned", "bad signature", "misplaced", "output gone", "source changed"), AGAIN),
+    (("unknown key",), "add the key to VEIL_RECEIPT_KEY"),
+    (("output unlike source",), "look at both; the source is kept"),
+)
 TWICE = "the file has it more than once: join its boxes"
 
 
@@ -82,6 +116,7 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="With --delete-source: only report which would be deleted."),
 ]
+YesDelete = Annotated[bool, typer.Option("--yes", help="Confirm that --delete-source is meant.")]
 ExportedAddress = Annotated[
     str, typer.Argument(metavar="s3://OUTPUT", help="An output, or a prefix of outputs.")
 ]
@@ -103,6 +138,10 @@ Outputs = Annotated[
 ImportDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only print what would be requested.")
 ]
+ShowFaces = Annotated[
+    bool,
+    typer.Option("--show-faces", help="Also request the pictures that would show a face."),
+]
 
 app = CommandApp(
     "Check outputs against their receipts.\n\nExample: veil receipt verify s3://camera-clean/2026"
@@ -117,18 +156,22 @@ def verify(
     delete_source: DeleteSource = False,
     older_than: OlderThan = None,
     dry_run: DryRun = False,
+    yes: YesDelete = False,
     as_json: Json = False,
 ) -> ExitCode:
     """Compare outputs and sources with their receipts, and print the result of each on a line.
 
-    Exit with 1 if one differs from its receipt.
+    Without --yes, --delete-source only counts the sources that it would delete. Exit with 1 if an
+    output differs from its receipt, or sources would be deleted and --yes is missing.
 
     Example: veil receipt verify s3://camera-clean/2026 --redetect
     """
-    if not delete_source and (dry_run or older_than is not None):
-        raise typer.BadParameter(
-            "goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than"
-        )
+    refuse_without(
+        "--delete-source",
+        delete_source,
+        {"--dry-run": dry_run, "--older-than": older_than, "--yes": yes},
+    )
+    refuse_beside("--dry-run", dry_run, {"--yes": yes})
     settings = WorkerSettings.load()
     audits: dict[Route | None, Audit] = {}  # None for the routes without settings of their own
 
@@ -139,26 +182,26 @@ def verify(
             own = settings.of_route(route) if route else settings
             disposal = None
             if delete_source:
-                disposal = Disposal(timedelta(days=older_than or 0), dry_run, comparison(own))
+                disposal = Disposal(timedelta(days=older_than or 0), not yes, comparison(own))
             audits[route] = _audit(own, redetect, disposal)
         return audits[route]
 
-    counts: Counter[str] = Counter()
-    checked = good = 0
+    tally = _Tally()
     started = time.monotonic()
 
     def summarize() -> None:
-        _print_counts(checked, good, counts, time.monotonic() - started, as_json)
+        tally.print(time.monotonic() - started, as_json)
 
     with summarized(summarize), progress_bar("verified") as bar:
         for address in addresses:
             for verdict in audit_at(address).verdicts(address, source):
-                checked += 1
-                good += verdict.is_good
-                counts.update(verdict.states)
+                tally.add(verdict)
                 _print(verdict, as_json)
                 bar.advance()
-    return ExitCode.ok_if(checked == good)
+    is_confirmed = dry_run or not tally.states["source due"]
+    if not is_confirmed:
+        print_note("nothing was deleted: add --yes to delete these sources")
+    return ExitCode.ok_if(tally.checked == tally.good and is_confirmed)
 
 
 @app.command(has_summary=True)
@@ -201,21 +244,27 @@ def export(
 def import_boxes(
     file: BoxFile,
     outputs: Outputs = None,
+    show_faces: ShowFaces = False,
     dry_run: ImportDryRun = False,
     queue: Queue = "uploads",
+    wait: Wait = False,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Request pictures again as their corrected boxes say.
 
     The file is one that `export` wrote, or in one of its formats, corrected with an annotation
     tool. A new or changed shape becomes an extra area. A face whose box is missing in a picture of
-    the file stays clear, unless a new shape shares a part with it. Exit with 1 if a picture can't
-    be requested.
+    the file stays clear, unless a new shape is near. Such a picture is only requested with
+    --show-faces. Exit with 1 if a picture isn't requested and, with --wait, if one failed or has no
+    result.
 
     Example: veil receipt import boxes.xml --dry-run
     """
     from tasks.bulk import annotations, boxes
 
+    refuse_beside("--dry-run", dry_run, {"--wait": wait})
+    wait_seconds = seconds_to_wait(wait, timeout)
     pictures = annotations.read(file)
     boxes.require_pictures(pictures)
     if outputs is not None:
@@ -225,7 +274,7 @@ def import_boxes(
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
     corrections = boxes.Corrections(ObjectStore.connect(settings), routes, keys)
     wanted = []
-    problems = 0
+    problems = showing = 0
     for picture in pictures:
         found = corrections.of(picture)
         if found.wanted is not None and counts[picture.name] > 1:
@@ -233,15 +282,26 @@ def import_boxes(
             found = boxes.Correction(picture.name, problem=TWICE)
         _print_correction(found, as_json)
         problems += found.problem is not None
-        if found.wanted is not None:
+        showing += bool(found.removed)
+        if found.wanted is not None and (show_faces or not found.removed):
             wanted.append(found.wanted)
+    left_out = 0 if show_faces else showing
+    waited_for: dict[str, Wanted] = {}
     if wanted and not dry_run:
         with closing(Publisher(celery_app())) as publisher:
-            publisher.publish(wanted, queue)
+            task_ids = publisher.publish(wanted, queue, keep_results=wait)
+        waited_for = dict(zip(task_ids, wanted, strict=True))
     done = "would be enqueued" if dry_run else "enqueued"
-    unchanged = len(pictures) - len(wanted) - problems
+    unchanged = len(pictures) - len(wanted) - left_out - problems
     print_summary(f"{len(wanted):,} {done}, {unchanged:,} unchanged, {problems:,} refused")
-    return ExitCode.ok_if(not problems)
+    if left_out or (dry_run and showing):
+        advice = "" if show_faces else ": look at each, and give --show-faces"
+        print_summary(f"{counted(showing, 'picture')} would show a face{advice}")
+    is_complete = not problems and (dry_run or not left_out)
+    if wait_seconds is None or not waited_for:
+        return ExitCode.ok_if(is_complete)
+    endings = waiting.wait(celery_app(), waited_for, queue, wait_seconds, as_json)
+    return ExitCode.ok_if(is_complete and endings.are_good)
 
 
 @contextmanager
@@ -337,33 +397,33 @@ def _audit(settings: WorkerSettings, redetect: bool, disposal: Disposal | None) 
 
 
 def _redetection(settings: WorkerSettings) -> FaceCheck:
-    """Return the check of an output for faces that a worker with these settings would find.
+    """Return the check of an output for faces that it shows, as the residual check judges them.
 
-    It returns each such face that lies in no exempt area, and whose eyes are in no region of the
-    receipt.
+    Detection is that of a worker with these settings.
     """
-    from worker import images, logs
+    from worker import images, logs, residual_check
     from worker.bootstrap import build_anonymizer
-    from worker.detection.faces import outside
-    from worker.masking import regions
     from worker.reports import listed
 
     logs.configure_command(settings.log_format)
     anonymizer = build_anonymizer(settings)
-    treatments = anonymizer.treatments
+    decode = partial(images.decode, max_pixels=settings.max_pixels, max_frames=settings.max_frames)
 
-    def exposed_faces(content: bytes, receipt: "Receipt") -> list["Face"]:
-        picture = images.decode(content, settings.max_pixels, settings.max_frames)
-        options = receipt.asked
-        parts = treatments.parts(_hidden_objects(receipt), options)
-        faces: list[Face] = []
-        for frame, found in zip(picture.frames, anonymizer.detect_frames(picture), strict=True):
-            size = frame.width, frame.height
-            hidden = regions.whole_regions(parts, *size, options.extra)
-            wanted = outside(treatments.wanted(found, options), options.exempt)
-            exposed = wanted[~regions.eyes_hidden(wanted, hidden, *size)]
-            faces += listed(exposed)
-        return faces
+    def exposed_faces(content: bytes, source: bytes | None, receipt: "Receipt") -> list["Face"]:
+        picture, original = decode(content), None
+        if source is not None:
+            with suppress(Permanent):  # A source that can't be decoded can't be compared.
+                original = decode(source)
+        shown = residual_check.exposed(
+            picture,
+            original,
+            _hidden_objects(receipt),
+            anonymizer.detect_frames,
+            anonymizer.treatments,
+            receipt.asked,
+            anonymizer.least_check_score,
+        )
+        return [face for faces in shown for face in listed(faces)]
 
     return exposed_faces
 
@@ -400,6 +460,7 @@ def _print(verdict: Verdict, as_json: bool) -> None:
         "states": list(verdict.states),
         "good": verdict.is_good,
         "exposed": list(verdict.exposed),
+        "exempt": list(verdict.exempt),
     }
     print(json.dumps(line), flush=True)
 
@@ -413,22 +474,55 @@ def _face_texts(faces: Sequence["Face"]) -> Iterator[str]:
         yield f"and {len(faces) - MAX_FACES_SHOWN:,} more (--json)"
 
 
-def _print_counts(
-    checked: int, good: int, counts: Counter[str], seconds: float, as_json: bool
-) -> None:
-    if as_json:
-        summary = {
-            "checked": checked,
-            "good": good,
-            "states": dict(counts),
-            "seconds": round(seconds, 3),
-        }
-        print(json.dumps({"summary": summary}))
-        return
-    parts = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
-    print_summary(f"{checked:,} verified: {parts} in {seconds:.1f} s")
-    if counts["face exposed"]:
-        print_summary(
-            "veil enqueue SOURCE --extra X1,Y1,X2,Y2 hides an exposed face; repeat the options "
-            "that the picture has already"
-        )
+@dataclass
+class _Tally:
+    """The counts of verdicts.
+
+    Each is counted in `first`, by its first state, and once in `states` for each state. Of those
+    whose source is or would be deleted, `with_exempt` have areas that stay clear.
+    """
+
+    checked: int = 0
+    good: int = 0
+    with_exempt: int = 0
+    first: Counter[State] = field(default_factory=Counter)
+    states: Counter[State] = field(default_factory=Counter)
+
+    def add(self, verdict: Verdict) -> None:
+        self.checked += 1
+        self.good += verdict.is_good
+        self.first[verdict.states[0]] += 1
+        self.states.update(verdict.states)
+        self.with_exempt += bool(verdict.exempt) and not DELETIONS.keys().isdisjoint(verdict.states)
+
+    def print(self, seconds: float, as_json: bool) -> None:
+        """Print the summary, and for people what to do about each kind of fault."""
+        if as_json:
+            summary = {
+                "checked": self.checked,
+                "good": self.good,
+                "states": dict(self.states),
+                "seconds": round(seconds, 3),
+            }
+            print(json.dumps({"summary": summary}))
+            return
+        parts = f": {_counts_text(self.first)}" if self.checked else ""
+        print_summary(f"{self.checked:,} verified{parts} in {seconds:.1f} s")
+        further = self.states - self.first
+        if also := Counter({s: count for s, count in further.items() if s not in DELETIONS}):
+            print_summary(f"also: {_counts_text(also)}")
+        for state, done in DELETIONS.items():
+            if count := self.states[state]:
+                line = f"{counted(count, 'source')} {done}"
+                if self.with_exempt:
+                    line += f", {self.with_exempt:,} of them of outputs with exempt areas"
+                print_summary(line)
+        for states, advice in ADVICE:
+            if present := [state for state in states if self.states[state]]:
+                print_summary(f"{', '.join(present)}: {advice}")
+
+
+def _counts_text(counts: Counter[State]) -> str:
+    """Return the counts of states, originals first, then the most frequent state first."""
+    ordered = sorted(counts.most_common(), key=lambda pair: pair[0] != "original")
+    return ", ".join(f"{count:,} {state}" for state, count in ordered)

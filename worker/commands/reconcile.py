@@ -43,8 +43,9 @@ STATES: tuple[State, ...] = (
     "archived",
     "source unknown",
 )
-# These are not in the line for people if their count is 0.
-RARE: tuple[State, ...] = ("taken", "refused", "unknown key", "archived", "source unknown")
+# The line for people has these also if their count is 0; CHOSEN if only some are asked for.
+COUNTED: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held")
+CHOSEN: tuple[State, ...] = ("current", "stale")
 
 
 Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
@@ -146,7 +147,8 @@ def reconcile(
 
         def summarize() -> None:
             seconds = time.monotonic() - started
-            _print_counts(reconciliation, recipe, places.route.name, seconds, as_json)
+            shown = COUNTED if only.everything else CHOSEN
+            _print_counts(reconciliation, shown, recipe, places.route.name, seconds, as_json)
 
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)
@@ -209,6 +211,7 @@ def _json_of(finding: Finding) -> dict[str, Any]:
 
 def _print_counts(
     reconciliation: Reconciliation,
+    shown: Sequence[State],
     recipe: str | None,
     route: str | None,
     seconds: float,
@@ -229,7 +232,7 @@ def _print_counts(
         return
     parts = []
     for state, count in counts.items():
-        if count or state not in RARE:
+        if count or state in shown:
             parts.append(f"{count:,} {state}")
     if reconciliation.enqueued:
         parts.append(f"{reconciliation.enqueued:,} enqueued")

@@ -235,7 +235,7 @@ def bridged(frames: Sequence[Detections]) -> list[Detections]:
     result = list(frames)
     for frame, own in enumerate(frames):
         rows, speed = _nearby(tracks, starts, frame)
-        is_missed = ~_has_same_face(everything[rows], own)
+        is_missed = ~has_same_face(everything[rows], own)
         if is_missed.any():
             shift = speed[is_missed] * (frame - frame_of[rows[is_missed]])[:, None]
             missed = everything[rows[is_missed]]
@@ -272,7 +272,7 @@ def moved(detections: Detections, shift: NDArray[Any]) -> Detections:
     return replace(detections, boxes_xyxy=boxes, merged_from=shifted)
 
 
-def _has_same_face(detections: Detections, others: Detections) -> NDArray[np.bool_]:
+def has_same_face(detections: Detections, others: Detections) -> NDArray[np.bool_]:
     """Return which of `detections` overlap one of `others` by at least MERGE_IOU, [n]."""
     same_face = _same_face(detections.boxes_xyxy, others.boxes_xyxy)
     return np.array([len(same_face(row)) > 0 for row in range(len(detections))], bool)

@@ -168,19 +168,58 @@ def test_no_face_of_another_version_of_the_source_is_shown(
 
 def test_a_new_box_is_hidden_and_a_removed_one_stays_clear(archive, receipt, unattended, tmp_path):
     path = tmp_path / "boxes.jsonl"
-    polygon = [1, 0, 3, 0, 3, 2]
-    shapes = [{"area": [1, 1, 3, 2]}, {"area": polygon}]
+    polygon = [2, 0, 3, 0, 3, 2]
+    shapes = [{"area": [2, 1, 3, 2]}, {"area": polygon}]
     path.write_text(json.dumps({"name": "s3://clean/boxes/a.jpg", "shapes": shapes}))
     rehearsed = receipt("import", path, "--dry-run", "--json")
     assert json.loads(rehearsed.stdout) == {
         "output": "s3://clean/boxes/a.jpg",
-        "extra": [[1, 1, 3, 2], polygon],
+        "extra": [[2, 1, 3, 2], polygon],
         "exempt": [BOX],
         "problem": None,
     }
+    assert "0 would be enqueued" in rehearsed.stderr
+    assert "1 picture would show a face: look at each, and give --show-faces" in rehearsed.stderr
     assert unattended.client.llen("uploads") == 0
-    assert receipt("import", path).returncode == 0
+    assert receipt("import", path, "--show-faces").returncode == 0
     assert unattended.client.llen("uploads") == 1
+
+
+def test_a_picture_that_would_show_a_face_waits_for_a_confirmation(
+    archive, receipt, unattended, tmp_path
+):
+    path = tmp_path / "boxes.jsonl"
+    lines = [
+        {"name": "s3://clean/boxes/a.jpg", "shapes": []},
+        {"name": "s3://clean/boxes/b & c.jpg", "shapes": [{"area": [0, 0, 3, 1]}]},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = receipt("import", path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0] == "s3://clean/boxes/a.jpg  --exempt 0,0,1,1"
+    assert done.stderr.splitlines() == [
+        "1 enqueued, 0 unchanged, 0 refused",
+        "1 picture would show a face: look at each, and give --show-faces",
+    ]
+    assert unattended.client.llen("uploads") == 1
+    rehearsed = receipt("import", path, "--dry-run", "--show-faces")
+    assert rehearsed.returncode == 0
+    assert rehearsed.stderr.splitlines() == [
+        "2 would be enqueued, 0 unchanged, 0 refused",
+        "1 picture would show a face",
+    ]
+
+
+def test_an_import_waits_for_the_results_if_asked(archive, receipt, unattended, tmp_path):
+    path = tmp_path / "boxes.jsonl"
+    shapes = [{"area": [0, 0, 3, 1]}]
+    path.write_text(json.dumps({"name": "s3://clean/boxes/a.jpg", "shapes": shapes}))
+    done = receipt("import", path, "--wait", "--timeout", 0.1)
+    assert done.returncode == 1
+    assert "a.jpg: NoAnswer: it still waits on uploads and no worker answers" in done.stderr
+    assert done.stderr.splitlines()[-1] == "1 without a result"
+    for misfit in (("--timeout", 5), ("--dry-run", "--wait")):
+        assert receipt("import", path, *misfit).returncode == 2
 
 
 def test_a_picture_that_is_in_the_file_twice_is_refused(archive, receipt, unattended, tmp_path):

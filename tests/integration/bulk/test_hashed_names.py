@@ -214,9 +214,8 @@ def test_receipts_lead_to_the_sources_they_are_verified_with(anonymized, run, ra
         "--json",
     )
     assert [each["states"] for each in findings_of(due)] == [["ok", "source due"]] * 4
-    deleted = run(
-        "receipt", "verify", clean.uri(outputs[anonymized[FILES[1]]]), "--delete-source", "--json"
-    )
+    single = clean.uri(outputs[anonymized[FILES[1]]])
+    deleted = run("receipt", "verify", single, "--delete-source", "--yes", "--json")
     assert findings_of(deleted)[0]["states"] == ["ok", "source deleted"]
     left = {raw.uri(key) for key in raw.keys(school)}
     assert left == set(anonymized.values()) - {anonymized[FILES[1]]}

@@ -259,7 +259,7 @@ def test_only_what_another_recipe_made_is_enqueued_if_asked(one_of_each, reconci
     assert done.returncode == 1
     findings, summary = told(done)
     assert set(findings) == {"older", "changed and older"}
-    assert summary["missing"] == 2  # The summary counts all of them.
+    assert (summary["missing"], summary["stale"]) == (0, 2)  # The summary counts what was chosen.
     assert set(enqueued(unattended)) == arguments(one_of_each, "older", "changed and older")
 
 
@@ -297,8 +297,21 @@ def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unatte
         "old low": ("stale", 0.2),
         "untold": ("current", None),  # Without a receipt nobody knows.
     }
-    assert (summary["current"], summary["stale"], summary["missing"]) == (4, 3, 1)
+    assert (summary["current"], summary["stale"], summary["missing"]) == (4, 1, 0)
     assert set(enqueued(unattended)) == arguments(archive, "old low")
+
+
+def test_what_was_not_asked_for_is_no_fault(archive, reconcile, unattended):
+    publishing.announce_recipe(unattended.client, RECIPE)
+    archive.done("current", archive.source("current").etag)
+    archive.source("missing")
+    archive.store.put(archive.places.destination("orphan"), b"a page", "text/html", {})
+    done = reconcile("--recipe-older-than-current", "--sources-deleted")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("1 current, 0 stale in ")
+    done = reconcile("--sources-deleted")
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 2)
+    assert done.stderr.startswith("1 current, 1 missing, 0 stale, 1 orphan, 0 dead, 0 held in ")
 
 
 def test_where_sources_are_deleted_on_purpose_a_receipt_is_enough(archive, reconcile):

@@ -168,7 +168,7 @@ def test_a_worker_needs_every_action(account, name, sid, action):
 COMMANDS = {
     "producer": [("enqueue", "--prefix", "s3://{raw}"), ("backfill", "s3://{raw}", "--dry-run")],
     "reconcile": [("reconcile", "s3://{raw}", "--json")],
-    "receipt-verify": [("receipt", "verify", "s3://{clean}", "--delete-source", "--json")],
+    "receipt-verify": [("receipt", "verify", "s3://{clean}", "--delete-source", "--yes", "--json")],
 }
 
 

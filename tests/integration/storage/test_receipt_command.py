@@ -159,9 +159,17 @@ def test_whatever_was_changed_since_is_told(make, verify, raw, clean, place, por
         "faces",
         "no receipt",
         "output gone",
+        "original",
     )
     for key in keys:
         make(key)
+    clean.put(
+        place + "original",
+        raw.get(place + "original"),
+        Metadata=clean.head(place + "original")["Metadata"],
+    )
+    raw.put(place + "copied", picture(7))
+    clean.put(place + "copied", picture(7))
     raw.client.delete_object(Bucket=raw.name, Key=place + "source gone")
     raw.put(place + "source changed", picture(1))
     for key, change in {
@@ -193,8 +201,21 @@ def test_whatever_was_changed_since_is_told(make, verify, raw, clean, place, por
         "no receipt": ["no receipt"],
         "output gone": ["output gone"],
         "somebody's": ["no receipt"],
+        "original": ["original"],
+        "copied": ["original"],
     }
-    assert (summary["checked"], summary["good"]) == (9, 2)
+    assert (summary["checked"], summary["good"]) == (11, 2)
+
+    first, also, *advice = verify().stderr.splitlines()
+    assert first.startswith("11 verified: 2 original, 2 ok, ")
+    parts = first.removeprefix("11 verified: ").rpartition(" in ")[0].split(", ")
+    assert sum(int(part.split()[0]) for part in parts) == 11
+    assert also == "also: 1 source gone"
+    assert [line.partition(": ")[0] for line in advice] == [
+        "original",
+        "no receipt, output differs, metadata differs",
+        "output gone, source changed",
+    ]
 
 
 def test_for_people_a_verdict_is_a_line_and_the_summary_is_apart(make, verify, clean, place):
@@ -207,8 +228,9 @@ def test_for_people_a_verdict_is_a_line_and_the_summary_is_apart(make, verify, c
         f"ok               {clean.uri(place)}a.jpg",
         f"output differs   {clean.uri(place)}b.jpg",
     ]
-    (summary,) = done.stderr.splitlines()
+    summary, advice = done.stderr.splitlines()
     assert summary.startswith("2 verified: 1 ok, 1 output differs in ")
+    assert advice.startswith("output differs: remove the object if its source is still there")
 
 
 def test_an_output_a_receipt_or_a_place_can_be_named(make, verify, clean, place):
@@ -386,7 +408,7 @@ def test_only_verified_sources_are_deleted_and_only_if_asked(some_of_each, verif
     rehearsed = told(verify("--delete-source", "--dry-run", "--json"))[0]
     assert left() == some_of_each
 
-    done = verify("--delete-source", "--json")
+    done = verify("--delete-source", "--yes", "--json")
 
     assert done.returncode == 1  # Some outputs have a finding.
     states = told(done)[0]
@@ -395,13 +417,41 @@ def test_only_verified_sources_are_deleted_and_only_if_asked(some_of_each, verif
     assert {key for key, said in rehearsed.items() if "source due" in said} == deleted
     assert states["flagged"] == ["ok", "source kept"]
     assert left() == some_of_each - deleted
-    again = told(verify("--delete-source", "--json"))[0]
+    again = told(verify("--delete-source", "--yes", "--json"))[0]
     assert all(again[key] == ["ok", "source gone"] for key in deleted)
+
+
+def test_without_a_confirmation_the_sources_to_be_deleted_are_only_counted(
+    make, verify, raw, clean, place
+):
+    for key in ("a.jpg", "b.jpg"):
+        make(key)
+    make("clear.jpg", exempt=[[0, 0, 40, 40]])
+    clean.put(place + "foreign.jpg", b"foreign")
+    raw.put(place + "foreign.jpg", picture(9))
+    done = verify("--delete-source")
+    assert done.returncode == 1
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("4 verified: 3 ok, 1 no receipt in ")
+    assert rest[0] == "3 sources would be deleted, 1 of them of outputs with exempt areas"
+    assert rest[-1] == "veil: nothing was deleted: add --yes to delete these sources"
+    assert len(raw.keys(place)) == 4
+
+    clean.client.delete_object(Bucket=clean.name, Key=place + "foreign.jpg")
+    assert verify("--delete-source").returncode == 1
+    assert verify("--delete-source", "--dry-run").returncode == 0
+    done = verify("--delete-source", "--yes")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1:] == [
+        "3 sources deleted, 1 of them of outputs with exempt areas"
+    ]
+    assert raw.keys(place) == [place + "foreign.jpg"]
+    assert verify("--delete-source").returncode == 0  # There is nothing to confirm.
 
 
 def test_what_is_young_is_kept(make, verify, raw, place):
     make("a.jpg")
-    done = verify("--delete-source", "--older-than", 1, "--json")
+    done = verify("--delete-source", "--yes", "--older-than", 1, "--json")
     assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["ok", "source kept"]})
     assert raw.keys(place)
 
@@ -432,7 +482,7 @@ def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, 
     make("held first.png", boxes=(), hold=True)
     make("held first.png")
 
-    done = verify("--delete-source", "--json")
+    done = verify("--delete-source", "--yes", "--json")
 
     assert (done.returncode, told(done)[0]) == (
         0,
@@ -605,7 +655,7 @@ def test_the_source_of_an_output_that_does_not_show_it_is_kept(publish, verify, 
 
     plain = told(verify("--json"))[0]
     rehearsed = verify("--delete-source", "--dry-run", "--json")
-    done = verify("--delete-source", "--json")
+    done = verify("--delete-source", "--yes", "--json")
 
     alike = {"alike.png", "alike.jpg", "hidden.png", "asked.png"}
     assert {key for key, states in plain.items() if states == ["ok"]} == alike | set(kept)
@@ -665,7 +715,7 @@ def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(
     assert raw.keys(place)
 
 
-@pytest.mark.parametrize("arguments", [("--dry-run",), ("--older-than", 3)])
+@pytest.mark.parametrize("arguments", [("--dry-run",), ("--older-than", 3), ("--yes",)])
 def test_a_flag_of_deletion_alone_is_refused(verify, arguments):
     done = verify(*arguments)
     assert done.returncode == 2

@@ -20,7 +20,7 @@ from worker.detection.tracks import MAX_MISSED_FRAMES
 from worker.masking.filling import METHODS
 from worker.masking.hiding import hide
 from worker.masking.regions import MaskStyle
-from worker.residual_check import MAX_CHECKS, ResidualCheck, least_score
+from worker.residual_check import MAX_CHECKS, ResidualCheck, exposed, least_score
 from worker.treatments import AS_CONFIGURED, Treatments
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
@@ -354,3 +354,62 @@ def test_the_score_that_counts_follows_from_the_threshold_of_faces():
     assert least_score([search(messages.FACE, 0.2), search("plate", 0.1)]) == pytest.approx(0.6)
     both = [search(messages.FACE, 0.5), search(messages.FACE, 0.4)]
     assert least_score(both) == pytest.approx(0.7)
+
+
+# --- by a receipt
+
+BESIDE = (45, 20, 75, 60)  # partly at the mask of FACE
+
+
+def shown_by_receipt(output, source, *answers, least=0.0):
+    """Return the boxes that count as shown, by a receipt of FACE; detection `answers` in turn."""
+    detector = FindsInTurn(*answers)
+
+    def picture(pixels):
+        return images.Picture((images.Frame(pixels, "RGB"),), "PNG")
+
+    shown = exposed(
+        picture(output),
+        None if source is None else picture(source),
+        Detections(np.array([FACE], np.float32), np.array([0.9], np.float32)),
+        lambda found_in: [detector.detect(frame.pixels) for frame in found_in.frames],
+        Treatments(STYLE),
+        AS_CONFIGURED,
+        least,
+    )
+    return [tuple(box) for box in Detections.joined(shown).boxes_xyxy.tolist()]
+
+
+@pytest.fixture
+def pair():
+    """A picture, and its output in which FACE is hidden."""
+    pixels = next(frames(photograph())).astype(np.uint8)
+    boxes = np.array([FACE], np.float32)
+    hidden = hide(pixels, Detections(boxes, np.ones(1, np.float32)).sightings, STYLE)
+    return pixels, hidden
+
+
+def test_by_a_receipt_what_it_hides_is_not_shown(pair):
+    source, output = pair
+    assert shown_by_receipt(output, source, [FACE]) == []
+    assert shown_by_receipt(output, None, [FACE]) == []
+
+
+def test_by_a_receipt_a_hidden_face_that_looks_as_in_the_source_is_shown(pair):
+    source, _ = pair
+    assert shown_by_receipt(source, source, []) == [FACE]
+    assert shown_by_receipt(source, None, []) == []  # There is nothing to compare.
+
+
+def test_by_a_receipt_a_face_that_it_does_not_have_is_shown(pair):
+    source, output = pair
+    assert shown_by_receipt(output, source, [OTHER]) == [OTHER]
+    assert shown_by_receipt(output, None, [OTHER]) == [OTHER]
+    assert shown_by_receipt(output, source, [OTHER], least=0.9) == []
+
+
+def test_by_a_receipt_a_face_at_a_mask_is_an_echo_unless_the_source_has_it(pair):
+    source, output = pair
+    assert shown_by_receipt(output, source, [BESIDE], [FACE]) == []
+    assert shown_by_receipt(output, source, [BESIDE], [FACE, BESIDE]) == [BESIDE]
+    assert shown_by_receipt(output, None, [BESIDE]) == [BESIDE]

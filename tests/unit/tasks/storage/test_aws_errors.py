@@ -142,6 +142,17 @@ def test_what_breaks_below_botocore_is_worth_another_try(error):
     translated = raised(error)
     assert type(translated) is errors.StorageUnavailable
     assert SECRET not in str(translated)
+    assert "check" in str(translated)
+    assert str(translated).endswith("VEIL_S3_ENDPOINT")
+
+
+def test_a_store_that_does_not_answer_in_time_has_the_advice_of_one_that_refuses():
+    tried = "http://store.internal:8333/raw"
+    error = raised(botocore.exceptions.ReadTimeoutError(endpoint_url=tried))
+    assert str(error) == (
+        f"{PLACE}: S3 can't be reached at store.internal:8333 (ReadTimeoutError): "
+        "check the network and VEIL_S3_ENDPOINT"
+    )
 
 
 @pytest.mark.parametrize(

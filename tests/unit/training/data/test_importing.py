@@ -363,6 +363,12 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
         ("Annotations/b.xml", "<annotation>", r"b\.xml is not voc, or damaged \(no element found"),
         ("Annotations/b.xml", VOC.format("wide"), r"b\.xml is not voc, .* float: 'wide'\)"),
         (
+            "boxes.xml",
+            '<annotations><image name="a.jpg"/></annotations>',
+            r"boxes\.xml is not voc, .*CVAT is no format of training data, export Pascal VOC or",
+        ),
+        ("Annotations/b.xml", "<html/>", r"b\.xml is not voc, .*it has <html> at its top\)"),
+        (
             "a.json",
             "[]",
             r'a\.json has a list at its top, and COCO .* have an object with "images"',

@@ -1,15 +1,18 @@
 """``veil receipt verify``: the exposed faces that it finds, and what it prints about them."""
 
 import io
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
+from tasks.addresses import ObjectUri
+from tasks.bulk.verify import GOOD, State, Verdict
 from tests.drawn import found
 from tests.made_receipts import anonymized
 from worker import bootstrap, logs
 from worker.anonymizer import Anonymizer, Limits
-from worker.commands.receipt import MAX_FACES_SHOWN, _face_texts, _redetection
+from worker.commands.receipt import ADVICE, MAX_FACES_SHOWN, _face_texts, _redetection, _Tally
 from worker.masking.regions import MaskStyle
 from worker.settings import WorkerSettings
 
@@ -48,5 +51,34 @@ def test_a_face_on_a_page_beyond_the_size_of_the_first_is_exposed(monkeypatch):
     target = io.BytesIO()
     pages[0].save(target, "TIFF", save_all=True, append_images=pages[1:])
     receipt = anonymized(30, 20, format="TIFF")
-    (exposed,) = _redetection(WorkerSettings())(target.getvalue(), receipt)
+    (exposed,) = _redetection(WorkerSettings())(target.getvalue(), None, receipt)
     assert exposed["box_xyxy"] == [60, 40, 80, 70]
+
+
+def told(capsys, *several):
+    """Return the lines of the summary of verdicts with these states."""
+    tally = _Tally()
+    for states in several:
+        tally.add(Verdict(ObjectUri.parse("s3://clean/a.jpg"), None, states))
+    tally.print(0.81, as_json=False)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_summary_of_nothing_is_its_time(capsys):
+    assert told(capsys) == ["0 verified in 0.8 s"]
+
+
+def test_the_parts_of_a_summary_sum_up_and_deletions_are_apart(capsys):
+    deleted = [("ok", "source deleted")] * 2
+    lines = told(capsys, *deleted, ("ok", "source unknown"), ("no receipt",), ("original",))
+    assert lines[:3] == [
+        "5 verified: 1 original, 3 ok, 1 no receipt in 0.8 s",
+        "also: 1 source unknown",
+        "2 sources deleted",
+    ]
+    assert [line.partition(": ")[0] for line in lines[3:]] == ["original", "no receipt"]
+
+
+def test_every_kind_of_fault_has_advice():
+    advised = [state for states, _ in ADVICE for state in states]
+    assert sorted(advised) == sorted(set(get_args(State)) - set(GOOD))

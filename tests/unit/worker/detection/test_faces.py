@@ -13,9 +13,9 @@ from worker.detection.faces import (
     MERGE_IOU,
     Detections,
     Sightings,
-    _has_same_face,
     bridged,
     clip,
+    has_same_face,
     merge,
     outside,
     overlap,
@@ -351,7 +351,7 @@ def test_boxes_are_merged_as_if_each_was_compared_with_each(seed):
     expected = [
         bool((overlap(box, merged.boxes_xyxy) >= MERGE_IOU).any()) for box in some.boxes_xyxy
     ]
-    assert _has_same_face(some, merged).tolist() == expected
+    assert has_same_face(some, merged).tolist() == expected
 
 
 @pytest.mark.parametrize("columns", [1, 60, 3600])
@@ -370,5 +370,5 @@ def test_thousands_of_faces_are_merged_by_comparing_each_with_those_near_it(colu
 
     assert np.array_equal(merged.boxes_xyxy, np.add(one, (0, 0, 2, 2)))
     assert sum(compared) <= 1000 * len(one)
-    assert _has_same_face(several, merged).all()
+    assert has_same_face(several, merged).all()
     assert sum(compared) <= 3000 * len(one)
