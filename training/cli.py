@@ -236,12 +236,14 @@ def fit(
 
     Example: veil train fit dataset --to run --start default
     """
+    from training import folders
     from training.data.dataset import Dataset, refuse_as_target
 
     refuse_beside("--start", start, {"--size": size, "--weights": weights})
     refuse_beside("--steps", steps, {"--rounds": rounds})
     dataset = Dataset.load(folder)
     refuse_as_target(to)
+    folders.refuse_as_run(to)
     from training import fitting
     from training.backend import has_accelerator
     from training.network import network_of

@@ -1,6 +1,7 @@
 """The lines that the training commands print."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from training import checkpoint, cli
 from training.data import dataset
-from training.run import CHECKPOINT, EVALUATION, LOG, Recipe, Run
+from training.run import CHECKPOINT, DESCRIPTION, EVALUATION, LOG, Recipe, Run
 from worker.cli import main
 
 RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
@@ -167,6 +168,26 @@ def test_a_number_that_makes_no_sense_is_refused_before_a_folder_is_made(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["notes.txt"], r"holds something else \(notes.txt\): choose another --to"),
+        ([LOG, "events", "lock"], "the network 'd9' is unknown"),  # what a failed start leaves
+        ([DESCRIPTION, "notes.txt"], "the network 'd9' is unknown"),
+    ],
+)
+def test_a_run_begins_in_no_folder_of_other_files(names, said, data, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+
+    options = ["--weights", "none", "--size", "d9"]
+    done = CliRunner().invoke(cli.app, ["fit", str(data), "--to", str(folder), *options])
+
+    assert re.search(said, str(done.exception))
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate"])

@@ -279,6 +279,23 @@ def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
     assert joined.faces == ((10.0, 10.0, 60.0, 70.0), (90.0, 10.0, 130.0, 70.0))
 
 
+def test_boxes_of_two_labellings_that_differ_by_a_pixel_are_one_object(tmp_path):
+    path = photograph(tmp_path / "one.png", 0, (160, 120))
+    large, small, other = (10, 10, 60, 70), (90, 10, 98, 19), (100, 60, 140, 110)
+    labellings = [[large, small], [tuple(side + 1 for side in large), (91, 11, 99, 20), other]]
+    labelled = []
+    for number, boxes in enumerate(labellings):
+        faces = [("face", box, False) for box in boxes]
+        source = label_formats.write_veil([(path, faces)], tmp_path / f"veil{number}")
+        labelled += formats.read(source, None, [])
+
+    found = importing.run(labelled, tmp_path / "set", Choice(val=0, test=0))
+
+    assert found.dataset.pictures[0].faces == (large, small, other)
+    near = found.problems[importing.NEAR]
+    assert (len(near.pictures), near.boxes) == (1, 2)
+
+
 def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
     choice = Choice(val=0.3, test=0)
     some = imported(
