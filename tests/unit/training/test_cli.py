@@ -1,8 +1,11 @@
 """The lines that the training commands print."""
 
 import json
+import os
 import re
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -392,3 +395,24 @@ def test_an_export_says_where_its_threshold_comes_from(flag, proposed, origin, t
     (tmp_path / EVALUATION).write_text(json.dumps(content))
 
     assert cli._origin(flag, run) == origin
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ("jax", "KERAS_BACKEND=jax needs jax, which no extra of Veil installs: install it, or "),
+        ("none", "Keras has no backend none: leave KERAS_BACKEND out"),
+    ],
+)
+def test_a_backend_that_is_not_there_is_named(backend, said, data, tmp_path):
+    if find_spec(backend):
+        pytest.skip(f"{backend} is installed")
+    program = "from worker.cli import main; main()"
+    arguments = ["train", "fit", str(data), "--to", str(tmp_path / "run")]
+    command = [sys.executable, "-c", program, *arguments]
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stderr.startswith(f"veil: TrainingFailed: {said}")
+    assert done.returncode == 2
