@@ -361,12 +361,13 @@ def evaluate(
     threshold = run.threshold() if run and split == "test" else None
     from training.evaluation import evaluating, report
 
+    look = None
     if side:
         look = PassSettings((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
         passes = f"looked at once at {side} px"
     else:
-        look = settings.pass_settings()
-        passes = f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
+        scales = settings.pass_settings().scales
+        passes = f"looked at as by a worker, at {', '.join(map(str, scales))} px"
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare, threshold)
     chosen_on = split if threshold is None else "val"
     content = report.write(

@@ -31,7 +31,7 @@ from worker.masking.regions import MaskStyle, covered_pixels, regions
 from worker.model_settings import DEFAULT, PLATES, ModelAddress
 from worker.models import LITERT_MODULE, load_folder, load_model
 from worker.pixels import Pixels
-from worker.searches import rules_of_treatment, threshold_of
+from worker.searches import passes_of, rules_of_treatment, threshold_of
 from worker.settings import WorkerSettings
 from worker.treatments import Treatments
 
@@ -197,7 +197,7 @@ def evaluate(
     dataset: Dataset,
     split: str,
     settings: WorkerSettings,
-    look: PassSettings,
+    look: PassSettings | None,
     alarms: float,
     compare: bool,
     threshold: float | None = None,
@@ -206,6 +206,7 @@ def evaluate(
 
     Those of a model that comes with Veil are for the labels that it finds. After those for each
     label follow, with `compare`, those of another model that comes with Veil and finds the label.
+    Detection runs in the passes `look`, or else in those of a worker for the label.
     The threshold is `threshold`, or else the lowest one that finds objects of the label with at
     most `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. The model to compare with
     keeps its own.
@@ -220,7 +221,8 @@ def evaluate(
     figures = []
     for label in labels:
         infer = answers.of_class(numbers[label])
-        measured = _Measured(dataset, split, label, look, treatments.of(label).style, alarms)
+        passes = look or passes_of(settings, label)
+        measured = _Measured(dataset, split, label, passes, treatments.of(label).style, alarms)
         # A run has no threshold of its own before it is exported.
         served = threshold_of(settings, label, 0 if of_run else model.score_threshold) or None
         figures.append(measured.figures(name, infer, model.fixed_size, threshold, served))

@@ -99,6 +99,25 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     assert "`VEIL_RULES` sets" in (tmp_path / "report" / "plate" / "report.md").read_text()
 
 
+def test_each_label_is_searched_for_in_the_passes_of_a_worker(dataset, tmp_path, monkeypatch):
+    looks = {}
+
+    def detector_of(label, infer, look, *others):
+        looks[label] = look
+        return SimpleNamespace(detect=lambda pixels: Detections.none())
+
+    monkeypatch.setattr(evaluating, "detector_of", detector_of)
+    made = model(tmp_path, {"1": "FACE", "2": "plate"})
+    monkeypatch.setattr(evaluating, "load", lambda address, settings: made)
+    settings = WorkerSettings(scales="128", rules="plate: scales=64")
+
+    evaluating.evaluate("run", dataset, "train", settings, None, 0.0, False)
+
+    assert looks["FACE"].scales == (128,)
+    assert looks["FACE"].turned != "never"
+    assert (looks["plate"].scales, looks["plate"].turned) == ((64,), "never")
+
+
 @pytest.mark.parametrize(("quiet_from", "threshold"), [(0.7, 0.7), (0.8, 0.8), (1.0, None)])
 def test_the_proposed_threshold_is_measured_and_raised_until_it_holds(
     quiet_from, threshold, dataset, tmp_path, monkeypatch
