@@ -19,6 +19,7 @@ from pydantic import (
 
 from .addresses import ObjectUri
 from .errors import InvalidRequest
+from .wrong_values import in_words
 
 Status = Literal["anonymized", "skipped", "held"]
 Reason = Literal[
@@ -341,13 +342,12 @@ def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
         # A misspelt name also leaves the right one missing, so it is reported first.
         first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
         name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             known: type[BaseModel] = model if len(first["loc"]) == 1 else AnonymizeOptions
             known = Rule if "rules" in first["loc"] else known
             message = f"unknown, choose from {', '.join(known.model_fields)}"
         else:
-            message = PLAIN_MESSAGES.get(first["type"], message)
+            message = PLAIN_MESSAGES.get(first["type"]) or in_words(first)
         raise InvalidRequest(f"not a valid request: {name:.100}: {message}") from None
 
 

@@ -225,8 +225,17 @@ class Routes:
         _check_output(route, output)
 
 
+def reserved_folder(key: str) -> str | None:
+    """Return the folder RESERVED in which `key` lies; None if it lies in none.
+
+    `key` is relative to a destination. A destination below that one has such a folder too.
+    """
+    before, folder, _ = f"/{key}".partition(f"/{RESERVED}")
+    return f"{before}{folder}"[1:] if folder else None
+
+
 def _check_output(route: Route, output: ObjectUri) -> None:
-    if route.destination.relative(output).startswith(RESERVED):
+    if reserved_folder(route.destination.relative(output)):
         raise InvalidRequest(
             f"{output} is in {RESERVED}, which is kept for receipts: choose another key"
         )

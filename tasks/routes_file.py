@@ -16,6 +16,7 @@ from .errors import InvalidRequest
 from .output_names import OutputNames
 from .routes import Priority, Route, Routes
 from .signatures import Key
+from .wrong_values import in_words
 
 SETTING = "VEIL_ROUTES_FILE"
 TABLE = "routes"  # the table of the file that has a table for each route
@@ -208,7 +209,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
     found: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
         key = str(detail["loc"][0]) if detail["loc"] else ""
-        found.setdefault(key, detail["msg"].removeprefix("Value error, "))
+        found.setdefault(key, in_words(detail))
     return list(found.items())
 
 

@@ -33,6 +33,7 @@ from .routes import Routes
 from .routes_file import Problem, read_routes
 from .signatures import Key
 from .storage.access_settings import AccessSettings
+from .wrong_values import in_words
 
 PREFIX = "VEIL_"
 
@@ -679,7 +680,7 @@ def _problems(error: ValidationError, settings: type[BaseSettings]) -> list[str]
         field = str(detail["loc"][0]) if detail["loc"] else ""
         variable = f"{PREFIX}{field}: ".upper() if field else ""
         within = ": ".join(_place(part) for part in detail["loc"][1:])
-        message = detail["msg"].removeprefix("Value error, ")
+        message = in_words(detail)
         # In a union, pydantic names the type that it has tried.
         if within and (taken := alternatives(settings.model_fields[field].annotation)):
             within, message = "", f"must be {taken}"

@@ -2,11 +2,25 @@
 
 import os
 
-ON_TENSORFLOW = os.environ.setdefault("KERAS_BACKEND", "tensorflow") == "tensorflow"
+from tasks.errors import TrainingFailed
+
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+ON_TENSORFLOW = BACKEND == "tensorflow"
 if ON_TENSORFLOW:
     from worker.detection.tf import tf
 
-import keras  # noqa: E402
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if ON_TENSORFLOW or error.name == "keras":
+        raise
+    raise TrainingFailed(
+        f"KERAS_BACKEND={BACKEND} needs {error.name}, which no extra of Veil installs: install it, "
+        "or leave KERAS_BACKEND out for TensorFlow, without which --start does not work"
+    ) from None
+except ValueError:
+    raise TrainingFailed(f"Keras has no backend {BACKEND}: leave KERAS_BACKEND out") from None
+
 from keras import layers, ops  # noqa: E402
 
 __all__ = ["ON_TENSORFLOW", "has_accelerator", "jit", "keras", "layers", "ops", "reproducible"]

@@ -236,12 +236,14 @@ def fit(
 
     Example: veil train fit dataset --to run --start default
     """
+    from training import folders
     from training.data.dataset import Dataset, refuse_as_target
 
     refuse_beside("--start", start, {"--size": size, "--weights": weights})
     refuse_beside("--steps", steps, {"--rounds": rounds})
     dataset = Dataset.load(folder)
     refuse_as_target(to)
+    folders.refuse_as_run(to)
     from training import fitting
     from training.backend import has_accelerator
     from training.network import network_of
@@ -359,12 +361,13 @@ def evaluate(
     threshold = run.threshold() if run and split == "test" else None
     from training.evaluation import evaluating, report
 
+    look = None
     if side:
         look = PassSettings((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
         passes = f"looked at once at {side} px"
     else:
-        look = settings.pass_settings()
-        passes = f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
+        scales = settings.pass_settings().scales
+        passes = f"looked at as by a worker, at {', '.join(map(str, scales))} px"
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare, threshold)
     chosen_on = split if threshold is None else "val"
     content = report.write(

@@ -132,6 +132,11 @@ class _Trained:
         )
         return losses
 
+    def loss_of(self, batch: Batch) -> float:
+        """Return the loss of `batch` without training on it."""
+        losses = self.model.test_on_batch(batch.pictures, batch.truth, return_dict=True)
+        return float(losses["loss"])
+
     @property
     def learning_rate(self) -> float:
         return float(self.flat.learning_rate)
@@ -219,14 +224,13 @@ def _train(
                     **{name: float(loss) for name, loss in losses.items()},
                     "learning_rate": rate,
                 }
-                if not math.isfinite(line["loss"]):
-                    raise TrainingFailed(
-                        f"the loss is not a number after step {step}: "
-                        "lower --learning-rate, and choose another --to"
-                    )
+                _refuse_diverged(line["loss"], step)
                 is_checkpoint = step == end or step % every == 0
                 if is_checkpoint:
                     line |= measured()
+                    # The loss of a step is that before it.
+                    after = line["val_loss"] if validation else trained.loss_of(batch)
+                    _refuse_diverged(after, step)
                 line["seconds"] = round(time.monotonic() - started, 2)
                 writer.add(line)
                 seconds_left = remaining.after(step)
@@ -240,6 +244,15 @@ def _train(
     finally:
         writer.close()
     return step
+
+
+def _refuse_diverged(loss: float, step: int) -> None:
+    """Raise TrainingFailed if `loss` is not a number."""
+    if not math.isfinite(loss):
+        raise TrainingFailed(
+            f"the loss is not a number after step {step}: "
+            "lower --learning-rate, and choose another --to"
+        )
 
 
 class _Remaining:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.errors import OutputFailed
 from training.data.dataset import INDEX
-from training.run import DESCRIPTION
+from training.run import DESCRIPTION, REMAINS
 
 PARTIAL = ".partial"  # the end of the name of a folder beside the one that is written
 LOCK = "lock"  # in it, a file that is locked while its process lives
@@ -61,6 +61,12 @@ def replaced(folder: Path) -> Iterator[Path]:
         if target.exists():
             shutil.rmtree(target)
         work.replace(target)
+
+
+def refuse_as_run(folder: Path) -> None:
+    """Raise OutputFailed if `folder` has content, but no run and no remains of a failed start."""
+    if not (folder / DESCRIPTION).is_file():
+        refuse_content(folder, REMAINS)
 
 
 def refuse_content(folder: Path, allowed: Collection[str] = ()) -> None:

@@ -21,6 +21,7 @@ DESCRIPTION, CHECKPOINT, WEIGHTS, LOG = "run.json", "checkpoint.npz", "weights.n
 EVALUATION = "evaluation.json"  # the last evaluation of the split "val"
 CURVES, EVENTS = "curves.png", "events"
 LOCK = "lock"
+REMAINS = LOG, EVENTS, LOCK  # what a run leaves that fails before its first step
 SHOWN_DIGITS = 8  # of a digest in a message
 
 

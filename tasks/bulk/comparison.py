@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import InvalidRequest
-from ..routes import RESERVED
+from ..routes import reserved_folder
 from ..storage import receipts
 from ..storage.marks import is_keyed
 from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
@@ -267,15 +267,18 @@ def _settle_current(
 
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
-    """Yield the outputs of `places` after the key `after` of their bucket, without receipts."""
-    hidden = places.route.destination.prefix + RESERVED
+    """Yield the outputs of `places` after the key `after` of their bucket, without receipts.
+
+    The receipts of destinations below that of the route are left out too.
+    """
+    destination = places.route.destination
     start: str | None = after
     while start is not None:
         found, start = store.listing(places.output.bucket, places.output.prefix, start), None
         for stored in found:
-            if stored.uri.key.startswith(hidden):
+            if folder := reserved_folder(destination.relative(stored.uri)):
                 # List after the receipts. There are as many of them as there are outputs.
-                start = hidden + LAST_CHARACTER
+                start = destination.prefix + folder + LAST_CHARACTER
                 break
             yield stored
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import BucketNotAllowed, InvalidRequest
-from ..routes import RESERVED, Route, Routes
+from ..routes import Route, Routes, reserved_folder
 from ..signatures import Key
 from ..storage.marks import Marks
 from ..storage.s3 import ObjectStore, StoredObject
@@ -39,7 +39,7 @@ class Places:
         if route := routes.of_source(sources):
             outputs = PrefixUri.parse(output) if output else route.outputs_of(sources)
             if outputs.is_below(route.destination):
-                if route.destination.rest(outputs).startswith(RESERVED):
+                if reserved_folder(route.destination.rest(outputs)):
                     raise InvalidRequest(f"{outputs} is kept for receipts: name another place")
                 return cls(route, sources, outputs, Marks(keys))
         advice = "add a route" if route else routes.advice(sources)
@@ -59,7 +59,7 @@ class Places:
                 f"no route of {routes.setting} leads to {output}: "
                 f"{routes.advice_on_outputs(output)}"
             )
-        if route.destination.rest(output).startswith(RESERVED):
+        if reserved_folder(route.destination.rest(output)):
             raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
         return cls(route, route.sources_of(output), output, Marks(keys))
 

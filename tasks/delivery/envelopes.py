@@ -27,6 +27,7 @@ from ..errors import MalformedMessage
 from ..messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
 from ..representation import MAX_SHOWN, shown
 from ..telemetry import tracing
+from ..wrong_values import in_words
 
 MAX_DELAY_SECONDS = 600.0  # until the `eta` of a message; no retry asks for more
 MAX_MESSAGE_BYTES = 1 << 20  # also of an unpacked body; five times the largest options
@@ -228,7 +229,7 @@ def _checked(headers: dict[str, Any], properties: Any) -> _Message:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        problem = "an object is expected" if first["type"] == "model_type" else first["msg"]
+        problem = "an object is expected" if first["type"] == "model_type" else in_words(first)
         raise MalformedMessage(f"{name}: {problem}") from None
     if valid.headers.task != TASK:
         raise MalformedMessage(

@@ -15,6 +15,7 @@ import yaml
 
 from tasks.errors import DatasetInvalid
 from worker.local_files import PICTURE_SUFFIXES
+from worker.printing import counted
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
 # The usual folders of pictures, relative to the folder of their annotations.
@@ -70,6 +71,10 @@ UNREADABLE = (
 """The errors of labels that are damaged, or of another format."""
 
 
+# What float() and int() say of a text.
+NOT_CONVERTED = re.compile(r"(?:could not convert|invalid literal) .*?: ('.*')")
+
+
 class _Damaged(Exception):
     """Labels that can't be read; `args` are their place, such as a line of a file, and why."""
 
@@ -114,6 +119,10 @@ def _reason(error: Exception) -> str:
     """Return the cause of `error` in one line."""
     if isinstance(error, KeyError):
         return f"it has no {error.args[0]!r}"
+    if isinstance(error, TypeError | AttributeError | IndexError):
+        return "a part of it is of another type than this format has"
+    if found := NOT_CONVERTED.match(str(error)):
+        return f"{found[1]} is not a number"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -287,7 +296,7 @@ def _append_coco(
         raise ValueError(f"it names the picture {image}, which is not listed")
     if category not in names:
         raise ValueError(f"it names the category {category}, which is not listed")
-    x, y, width, height = _box(item["bbox"])
+    x, y, width, height = _json_box(item["bbox"])
     crowd = bool(item.get("iscrowd") or item.get("ignore"))
     labels[image].append(Label(names[category], (x, y, x + width, y + height), crowd))
 
@@ -306,6 +315,8 @@ def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
         if twin != image:
             raise _Damaged(image, f"its labels are also those of {twin}")
     files = {_yolo_key(path, folder): path for path in _files(folder, "**/*.txt") if _is_yolo(path)}
+    if not files and not any(path.is_dir() for path in folder.rglob("labels")):
+        raise ValueError("it has no folder labels: make an empty one if no picture has a face")
     for key in sorted(by_stem.keys() | files.keys()):
         labels = []
         # A picture without a file has no face.
@@ -332,7 +343,7 @@ def _yolo_label(line: str, names: Mapping[int, str], keypoints: int) -> Label:
     index, x, y, width, height = numbers[:YOLO_BOX]
     if not all(abs(share) <= YOLO_FURTHEST for share in (x, y, width, height)):  # false for NaN too
         raise ValueError("a box must be in shares of the picture's sides, from 0 to 1")
-    if index != int(index) or (names and int(index) not in names):
+    if not index.is_integer() or (names and int(index) not in names):
         raise ValueError(f"the class {index:g} has no name")
     box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     return Label(names.get(int(index), f"{index:g}"), box)
@@ -436,9 +447,11 @@ def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]
     objects = image.get("objects")
     faces = image["faces"] if objects is None else image.get("faces", [])
     names = image.get("labels") or ["face"] * len(faces)
-    labels = [Label(str(name), _box(box)) for name, box in zip(names, faces, strict=True)]
-    labels += [Label(str(item["label"]), _box(item["box"])) for item in objects or []]
-    labels += [Label("ignore", _box(box), ignored=True) for box in image.get("ignore", [])]
+    if len(names) != len(faces):
+        raise ValueError(f"{counted(len(faces), 'face')} and {counted(len(names), 'label')}")
+    labels = [Label(str(name), _json_box(box)) for name, box in zip(names, faces, strict=True)]
+    labels += [Label(str(item["label"]), _json_box(item["box"])) for item in objects or []]
+    labels += [Label("ignore", _json_box(box), ignored=True) for box in image.get("ignore", [])]
     size = (
         (int(image["width"]), int(image["height"]))
         if image.get("width") and image.get("height")
@@ -446,6 +459,15 @@ def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]
     )
     path = _picture(image["file"], file.parent, pictures)
     return Labelled(image["file"], path, tuple(labels), size)
+
+
+def _json_box(sides: Any) -> Box:
+    """Return the box that an array of numbers in JSON states."""
+    if not isinstance(sides, list):
+        raise ValueError(f"a box has four numbers, not {sides!r:.40}")
+    if texts := [side for side in sides if isinstance(side, str | bool)]:
+        raise ValueError(f"{texts[0]!r:.40} in a box is not a number")
+    return _box(sides)
 
 
 def _box(sides: Sequence[Any]) -> Box:
@@ -456,9 +478,12 @@ def _box(sides: Sequence[Any]) -> Box:
 
 
 def _finite(side: Any) -> float:
-    number = float(side)
+    try:
+        number = float(side)
+    except (TypeError, ValueError):
+        number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{side} in a box is not a finite number")
+        raise ValueError(f"{side!r:.40} in a box is not a finite number")
     return number
 
 

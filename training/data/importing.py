@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from tasks.bulk.misread import SMALLEST
 from tasks.errors import DatasetInvalid, InvalidRequest, VeilError
 from training import folders
@@ -15,10 +17,14 @@ from training.data import dataset, likeness, misread
 from training.data.dataset import FACE, Box, Dataset, Picture
 from training.data.formats import Label, Labelled
 from worker.commands.progress import progress_bar
+from worker.detection.faces import overlap
 
 IGNORE, DROP = "ignore", "drop"
 PLACES = 1  # decimals of a pixel, so that formats that store corners, sides or shares agree
 THREADS = 4
+# Boxes of a picture that is given twice mark one object if their intersection over union is at
+# least NEAR_IOU, or if no side differs by more than NEAR_PIXELS: one pixel, and what is rounded.
+NEAR_IOU, NEAR_PIXELS = 0.9, 1.5
 SHOWN = 5  # pictures that are named per problem
 
 # Kinds of problems, as they follow the number of boxes or pictures.
@@ -32,6 +38,7 @@ SWAPPED = (
     "left out, because their labels swap width and height, or state them before EXIF turns the "
     "picture"
 )
+NEAR = "nearly equal to one of the same picture, and joined with it"
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
 WITHOUT = "without a face"
@@ -207,8 +214,7 @@ def _written(
                 without = WITHOUT if choice.classes == (FACE,) else WITHOUT_OBJECT
                 problems[without].pictures.append(each.name)
             if twin := known.get(checked.sha256):
-                problems[SAME].pictures.append(each.name)
-                checked = _joined(twin, checked)
+                checked = _joined(twin, checked, problems)
             else:
                 (work / _file(checked)).write_bytes(checked.content)
             known[checked.sha256] = replace(checked, content=b"", given=())
@@ -361,11 +367,38 @@ def _within(box: Box, width: int, height: int, faults: Counter[str]) -> Box | No
     return cut
 
 
-def _joined(first: _Checked, second: _Checked) -> _Checked:
-    """Return a picture that was listed twice, with the boxes of both."""
-    faces = sorted({*first.faces, *second.faces})
-    ignore = sorted({*first.ignore, *second.ignore})
-    return replace(first, faces=tuple(faces), ignore=tuple(ignore))
+def _joined(first: _Checked, second: _Checked, problems: defaultdict[str, Problem]) -> _Checked:
+    """Return a picture that was listed twice, with the boxes of both.
+
+    Two labellings of an object seldom agree to the pixel, so a box of `second` that is nearly one
+    of `first`, of the same label, is left out. `problems` counts these.
+    """
+    problems[SAME].pictures.append(second.name)
+    new_faces = [face for face in second.faces if face not in first.faces]
+    new_ignore = [box for box in second.ignore if box not in first.ignore]
+    faces = [
+        (box, label)
+        for box, label in new_faces
+        if not _is_near(box, [known for known, its in first.faces if its == label])
+    ]
+    ignore = [box for box in new_ignore if not _is_near(box, first.ignore)]
+    if near := len(new_faces) + len(new_ignore) - len(faces) - len(ignore):
+        problems[NEAR].pictures.append(second.name)
+        problems[NEAR].boxes += near
+    return replace(
+        first,
+        faces=tuple(sorted({*first.faces, *faces})),
+        ignore=tuple(sorted({*first.ignore, *ignore})),
+    )
+
+
+def _is_near(box: Box, known: Sequence[Box]) -> bool:
+    """Return True if one of the `known` boxes is nearly the same as `box`."""
+    if not known:
+        return False
+    this, others = np.array(box, np.float32), np.array(known, np.float32)
+    is_close = (np.abs(others - this) <= NEAR_PIXELS).all(axis=1)
+    return bool((is_close | (overlap(this, others) >= NEAR_IOU)).any())
 
 
 def _file(checked: _Checked) -> str:

@@ -1,7 +1,7 @@
 """``veil train evaluate``: measure detections and exposed faces of a model, by label."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -31,13 +31,15 @@ from worker.masking.regions import MaskStyle, covered_pixels, regions
 from worker.model_settings import DEFAULT, PLATES, ModelAddress
 from worker.models import LITERT_MODULE, load_folder, load_model
 from worker.pixels import Pixels
-from worker.searches import rules_of_treatment, threshold_of
+from worker.searches import passes_of, rules_of_treatment, threshold_of
 from worker.settings import WorkerSettings
 from worker.treatments import Treatments
 
 BUNDLED = {DEFAULT: FACE, PLATES: plates.LABEL}  # the models that come with Veil; their labels
 FLOOR = 0.05  # the lowest threshold that is evaluated
 MAX_THRESHOLD = 0.99  # the highest threshold that is proposed, and that `export` accepts
+PROPOSALS = 6  # at most so many thresholds are measured to propose one
+PLACES = 4  # decimals of a proposed threshold, as it is written
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
 # A face is exposed when half of the structure of its eye band survives: docs/detection.md.
 # The eye band is x1 y1 x2 y2, in shares of the sides of the face's box.
@@ -89,7 +91,7 @@ class Hidden:
     def summary(self) -> dict[str, Any]:
         recall, precision, alarms = self.at_threshold()
         return {
-            "threshold": round(self.threshold, 4),
+            "threshold": round(self.threshold, PLACES),
             "recall": recall,
             "precision": precision,
             "false_alarms_a_picture": alarms,
@@ -100,13 +102,22 @@ class Hidden:
 
     def at_threshold(self) -> tuple[float, float, float]:
         """Return recall, precision and false alarms per picture at `threshold`."""
-        hits = sum(int((picture.face_of >= 0).sum()) for picture in self.shown)
-        alarms = sum(int((picture.face_of == -1).sum()) for picture in self.shown)
+        hits, alarms = self._counts()
         return (
             round(hits / max(1, self.faces), 4),
             round(hits / max(1, hits + alarms), 4),
             round(alarms / len(self.shown), 3),
         )
+
+    def is_within(self, alarms: float) -> bool:
+        """Return True if a face is found with at most `alarms` false alarms per picture."""
+        hits, its_alarms = self._counts()
+        return hits > 0 and its_alarms <= alarms * len(self.shown)
+
+    def _counts(self) -> tuple[int, int]:
+        """Return the numbers of found faces and of false alarms."""
+        hits = sum(int((picture.face_of >= 0).sum()) for picture in self.shown)
+        return hits, sum(int((picture.face_of == -1).sum()) for picture in self.shown)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class Figures:
     """The results of one model for one label, `hidden` at the threshold that is judged.
 
     `is_within_budget` is False if no threshold has as few false alarms as were asked for.
+    `everything` has all detections from FLOOR on, by which `precision` and `curve` are computed.
     `as_served` has the results at the threshold with which a worker would use the model; None if it
     has none yet, or for the bundled model, which is judged there.
     """
@@ -123,6 +135,7 @@ class Figures:
     is_within_budget: bool
     precision: dict[str, float | None]
     curve: Curve
+    everything: tuple[Judged, ...]
     hidden: Hidden
     as_served: Hidden | None = None
 
@@ -184,7 +197,7 @@ def evaluate(
     dataset: Dataset,
     split: str,
     settings: WorkerSettings,
-    look: PassSettings,
+    look: PassSettings | None,
     alarms: float,
     compare: bool,
     threshold: float | None = None,
@@ -193,6 +206,7 @@ def evaluate(
 
     Those of a model that comes with Veil are for the labels that it finds. After those for each
     label follow, with `compare`, those of another model that comes with Veil and finds the label.
+    Detection runs in the passes `look`, or else in those of a worker for the label.
     The threshold is `threshold`, or else the lowest one that finds objects of the label with at
     most `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. The model to compare with
     keeps its own.
@@ -207,7 +221,8 @@ def evaluate(
     figures = []
     for label in labels:
         infer = answers.of_class(numbers[label])
-        measured = _Measured(dataset, split, label, look, treatments.of(label).style, alarms)
+        passes = look or passes_of(settings, label)
+        measured = _Measured(dataset, split, label, passes, treatments.of(label).style, alarms)
         # A run has no threshold of its own before it is exported.
         served = threshold_of(settings, label, 0 if of_run else model.score_threshold) or None
         figures.append(measured.figures(name, infer, model.fixed_size, threshold, served))
@@ -293,16 +308,42 @@ class _Measured:
                 everything.append(_judged(picture, self._boxes(picture), found))
                 bar.advance()
             curve = scoring.curve(everything)
-            is_within_budget = True
-            if threshold is None:
-                threshold = proposed(curve, self.alarms)
-            if threshold is None:
-                threshold, is_within_budget = DEFAULT_THRESHOLD, False
             at = partial(self._hidden, infer, takes, bar)
-            hidden = at(threshold)
+            hidden = self._proposed(curve, at) if threshold is None else at(threshold)
+            is_within_budget = hidden is not None
+            hidden = hidden or at(DEFAULT_THRESHOLD)
             as_served = None if served is None else at(served)
         average = scoring.average_precision(everything)
-        return Figures(name, self.label, is_within_budget, average, curve, hidden, as_served)
+        return Figures(
+            name,
+            self.label,
+            is_within_budget,
+            average,
+            curve,
+            tuple(everything),
+            hidden,
+            as_served,
+        )
+
+    def _proposed(self, curve: Curve, at: Callable[[float], Hidden]) -> Hidden | None:
+        """Return the results `at` the lowest threshold with at most `alarms` per picture.
+
+        At a threshold, passes are merged differently than for the curve, so the thresholds of the
+        curve are measured, from the lowest that would do, and then by bisection. None if none of
+        those that are measured has so few.
+        """
+        thresholds = to_propose(curve, self.alarms)
+        found, low, high, middle = None, 0, len(thresholds), 0
+        for _ in range(PROPOSALS):
+            if low == high:
+                break
+            hidden = at(thresholds[middle])
+            if hidden.is_within(self.alarms):
+                found, high = hidden, middle
+            else:
+                low = middle + 1
+            middle = (low + high) // 2
+        return found
 
     def _hidden(self, infer: Infer, takes: ModelInput, bar: Bar, threshold: float) -> Hidden:
         """Return the results of hiding what is found from `threshold` on."""
@@ -341,15 +382,16 @@ def _share(covered: NDArray[np.bool_], box: Box) -> float:
     return float(part.mean()) if part.size else 1.0
 
 
-def proposed(curve: Curve, alarms: float) -> float | None:
-    """Return the lowest threshold that finds faces with at most `alarms` false alarms a picture.
+def to_propose(curve: Curve, alarms: float) -> list[float]:
+    """Return the thresholds, rising, that may find faces with at most `alarms` a picture.
 
-    It is at least FLOOR; None if it would be above MAX_THRESHOLD.
+    They are those of the curve that do, in PLACES decimals, from FLOOR to MAX_THRESHOLD.
     """
-    threshold = curve.threshold_at(alarms)
-    if threshold is None or threshold > MAX_THRESHOLD:
-        return None
-    return max(threshold, FLOOR)
+    unit = 10**PLACES
+    within = curve.thresholds_within(alarms)
+    # Rounded down, so that the detection at the threshold counts.
+    written = np.unique((np.floor(within * unit) / unit).clip(FLOOR))
+    return [float(threshold) for threshold in written if threshold <= MAX_THRESHOLD]
 
 
 def _judged(picture: Picture, objects: Sequence[Box], found: Detections) -> Judged:

@@ -14,7 +14,7 @@ from training import charts, sheets
 from training.data.dataset import FACE, Dataset, kind_of, sides
 from training.data.overview import table
 from training.evaluation.evaluating import HIDDEN, MAX_THRESHOLD, Figures
-from training.evaluation.scoring import SIZES, size_name
+from training.evaluation.scoring import SIZES, as_coco, size_name
 from training.run import CURVES, Run, stated
 from training.sheets import ALARM, FOUND, LABELLED, PAPER
 from worker.detection.evaluation import drawbacks_of
@@ -40,6 +40,12 @@ AS_SERVED = (
     "As served is the threshold with which a worker would use the model: that of "
     "`VEIL_SCORE_THRESHOLD` or `VEIL_RULES`, else that of its `veil.json`, else 0.5."
 )
+LABELS, DETECTIONS = "labels.json", "detections.json"
+JUDGED = (
+    "The surest box of each {kind} is judged. `veil anonymize --detect-only` and the detections of "
+    "Python programs have larger boxes, which contain all boxes of a {kind}. "
+    f"`{LABELS}` and `{DETECTIONS}` have what is judged, in the form of COCO."
+)
 AROUND = 3.0  # side of the part that a tile shows, in sides of the box
 
 
@@ -55,6 +61,9 @@ def write(
     run: Run | None,
 ) -> dict[str, Any]:
     """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`, and return the JSON.
+
+    ``labels.json`` has the labels of the split in the form of COCO, and ``detections.json`` all
+    detections from FLOOR on as its results.
 
     The report is about the first of `figures`, whose threshold was chosen on the split `chosen_on`
     for at most `alarms` false alarms a picture, and about the training of `run`, if it is one. If
@@ -78,6 +87,7 @@ def write(
             place = folder if len(by_label) == 1 else folder / label
             place.mkdir(parents=True, exist_ok=True)
             _curves(its, place)
+            _coco(its[0], dataset, place, split)
             missed = _misses(its[0], dataset, place / "misses.png", split)
             wrong = _alarms(its[0], dataset, place / "false_alarms.png", split)
             text = _text({**about, **_results(its, about)}, missed, wrong)
@@ -177,6 +187,7 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "",
         "Average precision as COCO measures it (pycocotools), "
         f"by the side of a square as large as the {kind}.",
+        JUDGED.format(kind=kind),
         "",
         *table(("", *names), rows([("mAP, IoU 0.5 to 0.95", "mAP"), ("AP50", "AP50")])),
         "",
@@ -338,6 +349,15 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
         width=SHARES,
         marks={"proposed" if main.is_within_budget else "default": main.threshold},
     )
+
+
+def _coco(figures: Figures, dataset: Dataset, folder: Path, split: str) -> None:
+    """Write the labels and the detections, by which others may compute the average precision."""
+    labels, detections = as_coco(figures.everything, figures.label)
+    for image, picture in zip(labels["images"], dataset.split(split), strict=True):
+        image |= {"file_name": picture.file, "width": picture.width, "height": picture.height}
+    (folder / LABELS).write_text(json.dumps(labels) + "\n")
+    (folder / DETECTIONS).write_text(json.dumps(detections) + "\n")
 
 
 def _misses(figures: Figures, dataset: Dataset, path: Path, split: str) -> int:

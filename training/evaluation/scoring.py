@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from training.data.dataset import FACE
 from worker.detection.faces import Boxes, Detections, overlap
 
 FOUND_IOU = 0.5
@@ -77,10 +78,9 @@ class Curve:
         """Return the recall at the lowest threshold with at most `alarms` per picture."""
         return float(self.recall[self.alarms <= alarms].max(initial=0.0))
 
-    def threshold_at(self, alarms: float) -> float | None:
-        """Return that threshold; None if no threshold with so few false alarms finds a face."""
-        within = self.thresholds[(self.alarms <= alarms) & (self.recall > 0)]
-        return float(within.min()) if len(within) else None
+    def thresholds_within(self, alarms: float) -> NDArray[np.float64]:
+        """Return the thresholds that find a face with at most `alarms` per picture."""
+        return self.thresholds[(self.alarms <= alarms) & (self.recall > 0)]
 
 
 def curve(pictures: Sequence[Judged]) -> Curve:
@@ -105,7 +105,7 @@ def average_precision(pictures: Sequence[Judged]) -> dict[str, float | None]:
 
     The value is None for a size without faces.
     """
-    truth, results = _as_coco(pictures)
+    truth, results = as_coco(pictures, FACE)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         labels = COCO()
         labels.dataset = truth
@@ -133,7 +133,8 @@ def size_name(size: tuple[int, int]) -> str:
     return f"{low}–{high} px" if high < SIZES[-1][1] else f"from {low} px"
 
 
-def _as_coco(pictures: Sequence[Judged]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def as_coco(pictures: Sequence[Judged], label: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the labels of `pictures` as a data set of COCO, and the detections as its results."""
     labels: list[dict[str, Any]] = []
     results = []
     for number, picture in enumerate(pictures, 1):
@@ -156,7 +157,7 @@ def _as_coco(pictures: Sequence[Judged]) -> tuple[dict[str, Any], list[dict[str,
     return {
         "images": images,
         "annotations": labels,
-        "categories": [{"id": 1, "name": "FACE"}],
+        "categories": [{"id": 1, "name": label}],
     }, results
 
 

@@ -124,13 +124,25 @@ def _print_description(description: dict[str, Any]) -> None:
     for name, value in description.items():
         if name == "labels":
             for one in value:
-                values = ", ".join(f"{key} {one[key]}" for key in one if key != "label")
+                values = ", ".join(f"{key} {_said(one[key])}" for key in one if key != "label")
                 print(f"label {printable(one['label'])}: {values}")
         elif name == "evaluation":
             for one in value:
                 print(f"evaluation: {_evaluation_line(one)}")
+        elif name == "fixed_size":
+            print(f"{name}: {_size(value)}")
         else:
             print(f"{name}: {value}")
+
+
+def _said(value: object) -> object:
+    """Return `value` as a line of text has it."""
+    return ("no", "yes")[value] if isinstance(value, bool) else value
+
+
+def _size(fixed: tuple[int, int] | None) -> str:
+    """Return in words the size, height and width, that a model takes."""
+    return "none, it takes any size" if fixed is None else f"{fixed[1]} x {fixed[0]}"
 
 
 def _evaluation_line(evaluation: dict[str, Any]) -> str:

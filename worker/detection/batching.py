@@ -82,7 +82,8 @@ class Batcher:
         except TimeoutError:
             if request.answer.cancel():
                 raise DetectorUnavailable(
-                    f"no answer from the detector within {self._deadline:g} s"
+                    "the detector has not begun a pass within VEIL_DETECT_SECONDS "
+                    f"({self._deadline:g} s): lower VEIL_CONCURRENCY, or raise it"
                 ) from None
         # The model has started, and this canvas may be what stalls it. The thread waits on, so that
         # the watchdog that ends the process finds the picture that is to blame still in work.
@@ -90,7 +91,8 @@ class Batcher:
             return request.answer.result(timeout=self._deadline)
         except TimeoutError:
             raise DetectorUnavailable(
-                f"the detector has not finished within {2 * self._deadline:g} s"
+                "the detector has not finished a pass within twice VEIL_DETECT_SECONDS "
+                f"({self._deadline:g} s): raise it"
             ) from None
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import ImageTooLarge, NothingFound
-from tasks.routes import RESERVED
+from tasks.routes import reserved_folder
 from tasks.storage.s3 import ObjectStore
 from worker.sampling.drawing import StratifiedSample
 
@@ -89,7 +89,7 @@ def objects(
         is_empty = False
         name = place.relative(stored.uri)
         is_wanted = not endings or name.lower().endswith(endings)
-        if is_wanted and not name.startswith(RESERVED):
+        if is_wanted and not reserved_folder(name):
             yield picture(stored.uri, name, stored.size)
     if is_empty and place.prefix and not address.endswith("/"):
         single = store.head(ObjectUri.parse(address))

@@ -76,6 +76,16 @@ def sure(model, picture):
     return found[found.scores >= SURE]
 
 
+def test_weights_that_the_last_step_ruins_end_it_in_one_line(dataset, tmp_path):
+    recipe = replace(RECIPE, steps=3, learning_rate=1e9)
+    ruined = Run.open(tmp_path / "run", recipe, dataset.digest)
+
+    with pytest.raises(TrainingFailed, match=r"not a number after step \d: lower"):
+        fitting.fit(ruined, dataset, DEFAULT, 100, lambda line: None)
+
+    assert not ruined.has_checkpoint
+
+
 def test_a_network_that_learned_nothing_detects_as_the_default_model_does(served):
     own, bundled = sure(served, photograph()), sure(SavedModel(default_model()), photograph())
 

@@ -247,7 +247,7 @@ def test_hashed_names_do_not_depend_on_the_places_of_their_route(file):
         (
             HASHED.replace("hash", "sha256"),
             "k" * 32,
-            r"\[routes.school\] output_names: Input should be 'source' or 'hash'",
+            r"\[routes.school\] output_names: must be 'source' or 'hash'",
         ),
     ],
 )

@@ -62,8 +62,8 @@ def test_the_recipe_of_a_request_of_earlier_versions_stays_the_same():
     ("rules", "reason"),
     [
         ({"plate": {"colour": "red"}}, "unknown, choose from method, region"),
-        ({"plate": {"margin": 2}}, "less than or equal to 1"),
-        ({"plate": {"hold": "yes"}}, "valid boolean"),
+        ({"plate": {"margin": 2}}, "must be 1 or less"),
+        ({"plate": {"hold": "yes"}}, "must be true or false"),
         ({"*": {"hold": True}}, "is no label"),
         ({"plate": {"threshold": 0.1}}, "unknown"),
         ({"FACE": {"hold": True}, " face": {"ignore": True}}, "two rules for FACE"),

@@ -193,6 +193,25 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("mirrored", "perhaps", "must be true or false"),
+        ("score_threshold", "1", "must be below 1"),
+        ("score_threshold", "high", "must be a number"),
+        ("detect_seconds", "0", "must be above 0"),
+        ("batch_size", "0", "must be 1 or more"),
+        ("feather", "0.51", "must be 0.5 or less"),
+        ("max_bytes", "64MB", "must be a whole number"),
+        ("log_format", "xml", "must be 'auto', 'json' or 'console'"),
+    ],
+)
+def test_a_wrong_value_is_said_in_plain_words(load, name, value, said):
+    with pytest.raises(SettingsInvalid) as caught:
+        load(**{name: value})
+    assert str(caught.value) == f"VEIL_{name.upper()}: {said}"
+
+
 @pytest.mark.parametrize("value", ["many", "-1", "257", "1.5", ""])
 def test_a_setting_of_several_types_says_what_it_takes(load, value):
     with pytest.raises(SettingsInvalid) as caught:
@@ -217,7 +236,7 @@ def test_the_values_of_a_union_are_said_in_words(annotation, expected):
 
 
 def test_the_wrong_value_of_several_is_counted_from_one(load):
-    with pytest.raises(SettingsInvalid, match=r"^VEIL_SCALES: value 2: Input"):
+    with pytest.raises(SettingsInvalid, match=r"^VEIL_SCALES: value 2: must be a whole number"):
         load(scales="640,big,huge")
 
 

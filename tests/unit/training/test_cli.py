@@ -1,7 +1,11 @@
 """The lines that the training commands print."""
 
 import json
+import os
+import re
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +14,7 @@ from typer.testing import CliRunner
 
 from training import checkpoint, cli
 from training.data import dataset
-from training.run import CHECKPOINT, EVALUATION, LOG, Recipe, Run
+from training.run import CHECKPOINT, DESCRIPTION, EVALUATION, LOG, Recipe, Run
 from worker.cli import main
 
 RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
@@ -167,6 +171,26 @@ def test_a_number_that_makes_no_sense_is_refused_before_a_folder_is_made(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["notes.txt"], r"holds something else \(notes.txt\): choose another --to"),
+        ([LOG, "events", "lock"], "the network 'd9' is unknown"),  # what a failed start leaves
+        ([DESCRIPTION, "notes.txt"], "the network 'd9' is unknown"),
+    ],
+)
+def test_a_run_begins_in_no_folder_of_other_files(names, said, data, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+
+    options = ["--weights", "none", "--size", "d9"]
+    done = CliRunner().invoke(cli.app, ["fit", str(data), "--to", str(folder), *options])
+
+    assert re.search(said, str(done.exception))
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate"])
@@ -371,3 +395,24 @@ def test_an_export_says_where_its_threshold_comes_from(flag, proposed, origin, t
     (tmp_path / EVALUATION).write_text(json.dumps(content))
 
     assert cli._origin(flag, run) == origin
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ("jax", "KERAS_BACKEND=jax needs jax, which no extra of Veil installs: install it, or "),
+        ("none", "Keras has no backend none: leave KERAS_BACKEND out"),
+    ],
+)
+def test_a_backend_that_is_not_there_is_named(backend, said, data, tmp_path):
+    if find_spec(backend):
+        pytest.skip(f"{backend} is installed")
+    program = "from worker.cli import main; main()"
+    arguments = ["train", "fit", str(data), "--to", str(tmp_path / "run")]
+    command = [sys.executable, "-c", program, *arguments]
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stderr.startswith(f"veil: TrainingFailed: {said}")
+    assert done.returncode == 2

@@ -145,9 +145,9 @@ def test_wrong_values_of_all_routes_are_named_as_the_settings_would_be(load):
     message = str(raised.value)
     assert message.startswith("VEIL_ROUTES_FILE: ")
     for expected in (
-        "[routes.route-0] margin: Input should be less than or equal to 1",
+        "[routes.route-0] margin: must be 1 or less",
         "[routes.route-0] keep_exif: ",
-        "[routes.route-1] preset: Input should be 'fast', 'balanced' or 'thorough'",
+        "[routes.route-1] preset: must be 'fast', 'balanced' or 'thorough'",
         "[routes.route-1] scales: give one or more sides",
     ):
         assert expected in message

@@ -1,9 +1,9 @@
-"""The address of a source whose object, or whose output, is missing."""
+"""What listings have as outputs, and the address of a source if it or its output is missing."""
 
 import pytest
 
 from tasks.addresses import ObjectUri
-from tasks.bulk.comparison import Settled
+from tasks.bulk.comparison import Settled, list_outputs
 from tasks.bulk.places import Places
 from tasks.routes import Routes
 from tasks.storage.receipts import SOURCE
@@ -34,3 +34,25 @@ def test_a_source_has_its_own_address_or_else_the_one_that_its_output_is_marked_
     source, output, address
 ):
     assert Settled("a.jpg", "orphan", source, output).source_uri(None, PLACES) == address
+
+
+def test_receipts_are_no_outputs_nor_are_those_of_a_destination_below():
+    keys = [
+        ".veil/receipts/a.jpg.json",
+        "a.jpg",
+        "ml/.veil/decisions/c.json",
+        "ml/.veil/receipts/c.jpg.json",
+        "ml/b.veil/c.jpg",
+        "ml/c.jpg",
+    ]
+
+    class Store:
+        def listing(self, bucket, prefix, after):
+            found = [key for key in keys if key.startswith(prefix) and key > after]
+            return (StoredObject(ObjectUri(bucket, key), "etag", 1) for key in found)
+
+    places = Places.find("s3://raw", None, Routes.parse("s3://raw=s3://clean"))
+
+    outputs = [stored.uri.key for stored in list_outputs(Store(), places)]
+
+    assert outputs == ["a.jpg", "ml/b.veil/c.jpg", "ml/c.jpg"]

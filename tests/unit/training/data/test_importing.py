@@ -279,6 +279,23 @@ def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
     assert joined.faces == ((10.0, 10.0, 60.0, 70.0), (90.0, 10.0, 130.0, 70.0))
 
 
+def test_boxes_of_two_labellings_that_differ_by_a_pixel_are_one_object(tmp_path):
+    path = photograph(tmp_path / "one.png", 0, (160, 120))
+    large, small, other = (10, 10, 60, 70), (90, 10, 98, 19), (100, 60, 140, 110)
+    labellings = [[large, small], [tuple(side + 1 for side in large), (91, 11, 99, 20), other]]
+    labelled = []
+    for number, boxes in enumerate(labellings):
+        faces = [("face", box, False) for box in boxes]
+        source = label_formats.write_veil([(path, faces)], tmp_path / f"veil{number}")
+        labelled += formats.read(source, None, [])
+
+    found = importing.run(labelled, tmp_path / "set", Choice(val=0, test=0))
+
+    assert found.dataset.pictures[0].faces == (large, small, other)
+    near = found.problems[importing.NEAR]
+    assert (len(near.pictures), near.boxes) == (1, 2)
+
+
 def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
     choice = Choice(val=0.3, test=0)
     some = imported(
@@ -361,7 +378,7 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
     ("name", "content", "said"),
     [
         ("Annotations/b.xml", "<annotation>", r"b\.xml is not voc, or damaged \(no element found"),
-        ("Annotations/b.xml", VOC.format("wide"), r"b\.xml is not voc, .* float: 'wide'\)"),
+        ("Annotations/b.xml", VOC.format("wide"), r"b\.xml is not voc, .*'wide' in a box is not"),
         (
             "boxes.xml",
             '<annotations><image name="a.jpg"/></annotations>',
@@ -389,6 +406,21 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
             '{"images": [{"file": "a.jpg", "faces": [[1, 2, 3]]}]}',
             r"a\.json, picture 1, is not veil, .*a box has four numbers, not 3",
         ),
+        (
+            "a.json",
+            '{"images": [{"file": "a", "faces": [[1, 2, 3, 4], [5, 6, 7, 8]], "labels": ["a"]}]}',
+            r"picture 1, is not veil, .*\(2 faces and 1 label\)",
+        ),
+        (
+            "a.json",
+            '{"images": [{"file": 5, "faces": []}]}',
+            r"picture 1, .*\(a part of it is of another type than this format has\)",
+        ),
+        ("a.json", coco_of(images=[5]), r"image 1, .*\(a part of it is of another type than"),
+        ("a.json", coco_with({"bbox": ["1", "2", "3", "4"]}), r"'1' in a box is not a number"),
+        ("a.json", coco_with({"bbox": 5}), r"a box has four numbers, not 5"),
+        ("labels/b.txt", "a .5 .5 .1 .1\n", r"b\.txt, line 1, .*\('a' is not a number\)"),
+        ("labels/b.txt", "inf .5 .5 .1 .1\n", r"b\.txt, line 1, .*the class inf has no name"),
         ("a.json", coco_with({}), r"a\.json, annotation 7, .*it has no 'bbox'"),
         (
             "a.json",
@@ -400,7 +432,7 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
             coco_with({"bbox": [1, 2, float("inf"), 4]}),
             r"a\.json, annotation 7, .*inf in a box is not a finite number",
         ),
-        ("Annotations/b.xml", VOC.format("nan"), r"b\.xml is not voc, .*nan in a box is not"),
+        ("Annotations/b.xml", VOC.format("nan"), r"b\.xml is not voc, .*'nan' in a box is not"),
         (
             "a.json",
             coco_with({"category_id": 9}),
@@ -457,6 +489,19 @@ def test_a_yolo_class_without_a_name_is_refused_if_others_have_one(tmp_path):
     (tmp_path / "data.yaml").write_text("names: {7: face}\n")
     ((label,),) = (each.labels for each in formats.read(source, None, []))
     assert label.name == "face"
+
+
+def test_a_yolo_source_without_labels_is_refused_unless_it_says_so(pictures, tmp_path):
+    folder = tmp_path / "coco"
+    (folder / "images").mkdir(parents=True)
+    photograph(folder / "images" / "a.png", 0)
+    said = r"coco is not yolo, .*it has no folder labels.*an empty one"
+    with pytest.raises(DatasetInvalid, match=said):
+        formats.read(folder, "yolo", [])
+
+    (folder / "labels").mkdir()
+    (picture,) = formats.read(folder, "yolo", [])
+    assert picture.labels == ()
 
 
 @pytest.mark.parametrize(

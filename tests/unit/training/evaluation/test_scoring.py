@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
 from training.evaluation import scoring
-from training.evaluation.evaluating import FLOOR, proposed, survived
+from training.evaluation.evaluating import FLOOR, survived, to_propose
 from worker.detection.faces import Detections
 
 NONE = np.zeros((0, 4), np.float32)
@@ -53,9 +53,9 @@ def test_the_threshold_is_the_lowest_with_so_few_false_alarms():
     np.testing.assert_allclose(curve.thresholds, [0.9, 0.7, 0.6, 0.3, 0.2], rtol=1e-6)
     assert curve.recall.tolist() == [0.25, 0.25, 0.5, 0.5, 0.75]
     assert curve.alarms.tolist() == [0, 0.25, 0.25, 0.5, 0.5]
-    assert curve.threshold_at(0.25) == pytest.approx(0.6)
+    assert curve.thresholds_within(0.25).min() == pytest.approx(0.6)
     assert curve.recall_at(0.25) == 0.5
-    assert curve.threshold_at(0.5) == pytest.approx(0.2)
+    assert curve.thresholds_within(0.5).min() == pytest.approx(0.2)
     assert curve.recall_at(0) == 0.25
 
 
@@ -76,7 +76,7 @@ def test_a_model_that_finds_nothing_has_a_curve_too():
     curve = scoring.curve([picture([FACE])])
 
     assert curve.recall_at(1) == 0
-    assert curve.threshold_at(1) is None
+    assert len(curve.thresholds_within(1)) == 0
 
 
 def test_no_threshold_is_one_that_finds_nothing_or_has_too_many_false_alarms():
@@ -84,11 +84,10 @@ def test_no_threshold_is_one_that_finds_nothing_or_has_too_many_false_alarms():
     late = scoring.curve([picture([FACE], (far, 0.95), (FACE, 0.9))])
     sure = scoring.curve([picture([FACE], (FACE, 0.995), (far, 0.994))])
 
-    assert late.threshold_at(0.5) is None
-    assert proposed(late, 0.5) is None
-    assert proposed(late, 1) == pytest.approx(0.9)
-    assert proposed(sure, 0.5) is None  # above the thresholds that `export` accepts
-    assert proposed(scoring.curve([picture([FACE], (FACE, 0.01))]), 1) == FLOOR
+    assert to_propose(late, 0.5) == []
+    assert to_propose(late, 1) == [0.8999]  # the score in 32 bits is below 0.9
+    assert to_propose(sure, 0.5) == []  # above the thresholds that `export` accepts
+    assert to_propose(scoring.curve([picture([FACE], (FACE, 0.01))]), 1) == [FLOOR]
 
 
 def test_a_face_survives_as_it_is_and_not_as_a_smooth_patch():

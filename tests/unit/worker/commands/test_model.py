@@ -62,6 +62,16 @@ def test_info_has_the_evaluation_of_each_label_of_each_of_several_models(
     assert own["evaluation"][0]["label"] == "plate"
 
 
+def test_info_is_in_words(model, tmp_path, monkeypatch):
+    (tmp_path / "veil.json").write_text(json.dumps({"labels": {"1": "plate"}}))
+    monkeypatch.setenv("VEIL_RULES", "plate: hold")
+
+    assert "fixed_size: none, it takes any size" in info().splitlines()
+    (label,) = (line for line in info().splitlines() if line.startswith("label plate"))
+    assert "hold yes, ignore no" in label
+    assert json.loads(info("--json"))["fixed_size"] is None
+
+
 def test_info_warns_if_faces_are_not_searched_for(model, tmp_path):
     def info():
         return CliRunner().invoke(app, ["info"], catch_exceptions=False).stderr

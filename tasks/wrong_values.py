@@ -1,0 +1,38 @@
+"""The errors of pydantic in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+WHOLE, NUMBER, TRUTH = "must be a whole number", "must be a number", "must be true or false"
+# Texts by pydantic's type of error, with the fields of its context.
+TEXTS = {
+    "bool_parsing": TRUTH,
+    "bool_type": TRUTH,
+    "finite_number": "must be a finite number",
+    "float_parsing": NUMBER,
+    "float_type": NUMBER,
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "int_from_float": WHOLE,
+    "int_parsing": WHOLE,
+    "int_parsing_size": WHOLE,
+    "int_type": WHOLE,
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match the regular expression {pattern}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_type": "must be a text",
+}
+
+
+def in_words(detail: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value; `detail` is one of the errors of a ValidationError."""
+    if text := TEXTS.get(detail["type"]):
+        return text.format(**{name: _shown(value) for name, value in detail.get("ctx", {}).items()})
+    return str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
