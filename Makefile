@@ -19,8 +19,8 @@ HELM := $(BIN)/helm
 AXE_PACKAGE := axe-playwright-python==0.1.8
 AXE_SHA256 := fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8
 AXE := $(VENV)/axe.min.js
-# Most tests wait for other processes, so three at a time keep two cores busy. A file's tests share its servers.
-SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Most tests wait for other processes, so four at a time keep two cores busy. A file's tests share its servers.
+SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
 SYSTEM_PACKAGES := chromium chromium-driver imagemagick libimage-exiftool-perl prometheus
 
