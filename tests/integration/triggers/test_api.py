@@ -240,7 +240,7 @@ def test_the_token_is_needed_and_unknown_paths_and_ids_are_not_found(api, unatte
         (api("POST", "/v1/pictures", body, token="wrong"), 401, "the token is missing or wrong"),
         (api("GET", f"/v1/pictures/{uuid.uuid4()}", token=""), 401, "the token is missing"),
         (api("GET", f"/v1/pictures/{uuid.uuid4()}"), 404, "no request has this id"),
-        (api("GET", "/v1/pictures/UNKNOWN"), 404, "nothing is at this path"),
+        (api("GET", "/v1/pictures/UNKNOWN"), 404, "no request has this id"),
         (api("POST", "/v1/picture", body), 404, "nothing is at this path"),
         (api("DELETE", "/v1/pictures"), 405, "does not take this method"),
         (api("DELETE", "/v1/pictures/x"), 405, "does not take this method"),
