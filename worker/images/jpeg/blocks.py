@@ -83,9 +83,10 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
     for arithmetic coding and rare subsamplings, if the picture is too large or mostly changed, if
     the memory does not suffice, and if the result is not what it should be.
     """
-    if not changed.any():
+    count = np.count_nonzero(changed)
+    if not count:
         return content
-    if changed.size > MOST_PIXELS or changed.mean() > MOST_CHANGED:
+    if changed.size > MOST_PIXELS or count > MOST_CHANGED * changed.size:
         return None
     segments = parsed(content)
     layout = layout_of(segments)
@@ -369,10 +370,11 @@ def _is_close(shown: Array, expected: Array, number: int, colours: str) -> Mask:
         return np.equal(_stored(shown[..., number], shown.shape[-1]), expected)
     colour = np.ascontiguousarray(shown[..., :3])
     luma = cv2.cvtColor(colour.reshape(-1, SIDE, 3), cv2.COLOR_RGB2GRAY).reshape(expected.shape)
-    is_close = cv2.absdiff(luma, expected) <= MAX_LUMA_ROUNDING
+    is_close = np.asarray(cv2.absdiff(luma, expected) <= MAX_LUMA_ROUNDING, bool)
     # A colour that is clipped has another luma.
-    is_clipped = ((colour == 0) | (colour == 255)).any(axis=3)
-    return np.asarray(is_close | is_clipped, bool)
+    others = ~is_close
+    is_close[others] = ((colour[others] == 0) | (colour[others] == 255)).any(axis=1)
+    return is_close
 
 
 def _blocks(grid: Array, count: int) -> Array:
