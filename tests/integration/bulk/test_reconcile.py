@@ -479,6 +479,8 @@ def test_a_redis_that_is_killed_and_comes_back_is_waited_for(archive, tmp_path, 
     for key in keys:
         archive.source(key)
     redis = start_redis(tmp_path / "redis")
+    # Otherwise a kill may lose what Redis has just confirmed: docs/reliability.md.
+    redis.client().config_set("appendfsync", "always")
     told = []
 
     def tell(line):
