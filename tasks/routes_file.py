@@ -16,7 +16,7 @@ from .errors import InvalidRequest
 from .output_names import OutputNames
 from .routes import Priority, Route, Routes
 from .signatures import Key
-from .wrong_values import in_words
+from .wrong_values import in_words, of_form
 
 SETTING = "VEIL_ROUTES_FILE"
 TABLE = "routes"  # the table of the file that has a table for each route
@@ -56,17 +56,12 @@ def _address(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
-def _lower_suffix(text: str) -> str:
-    if not re.fullmatch(SUFFIX, text):
-        raise ValueError(
-            "must be a suffix such as .jpg, of up to 64 characters without , / or space"
-        )
-    return text.lower()
-
-
 Address = Annotated[str, AfterValidator(_address)]
 RouteSuffix = Annotated[
-    str, Field(json_schema_extra={"pattern": SUFFIX}), AfterValidator(_lower_suffix)
+    str,
+    Field(json_schema_extra={"pattern": SUFFIX}),
+    of_form(SUFFIX, "a suffix such as .jpg, of up to 64 characters without , / or space"),
+    AfterValidator(str.lower),
 ]
 
 

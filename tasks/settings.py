@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -33,7 +32,7 @@ from .routes import Routes
 from .routes_file import Problem, read_routes
 from .signatures import Key
 from .storage.access_settings import AccessSettings
-from .wrong_values import in_words
+from .wrong_values import in_words, of_form
 
 PREFIX = "VEIL_"
 
@@ -68,29 +67,15 @@ CERTIFICATE_CHECKS = (
 )
 
 
-def _of_form(pattern: str, text: str) -> AfterValidator:
-    """Return the check that a whole value matches `pattern`; its error says that it must be `text`.
-
-    The pattern of a Field is no check for people: its error shows the regular expression.
-    """
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {text}")
-        return value
-
-    return AfterValidator(check)
-
-
 ServiceName = Annotated[
-    str, _of_form(r"[\x21-\x7e]{1,200}", "a name of up to 200 ASCII characters without spaces")
+    str, of_form(r"[\x21-\x7e]{1,200}", "a name of up to 200 ASCII characters without spaces")
 ]
 KeyPrefix = Annotated[
-    str, _of_form(r"[A-Za-z0-9_.:-]{0,64}", "up to 64 letters, digits and any of _.:-")
+    str, of_form(r"[A-Za-z0-9_.:-]{0,64}", "up to 64 letters, digits and any of _.:-")
 ]
 HeifSuffix = Annotated[
     str,
-    _of_form(r"(\.[A-Za-z0-9_.-]{0,30}[A-Za-z0-9_])?", "a suffix such as .jpg, or empty"),
+    of_form(r"(\.[A-Za-z0-9_.-]{0,30}[A-Za-z0-9_])?", "a suffix such as .jpg, or empty"),
 ]
 
 

@@ -1,7 +1,10 @@
 """The errors of pydantic in plain words."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic import AfterValidator
 
 WHOLE, NUMBER, TRUTH = "must be a whole number", "must be a number", "must be true or false"
 # Texts by pydantic's type of error, with the fields of its context.
@@ -25,6 +28,20 @@ TEXTS = {
     "string_too_short": "must have at least {min_length} characters",
     "string_type": "must be a text",
 }
+
+
+def of_form(pattern: str, text: str) -> AfterValidator:
+    """Return the check that a whole value matches `pattern`; its error says that it must be `text`.
+
+    The pattern of a Field is no check for people: its error shows the regular expression.
+    """
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {text}")
+        return value
+
+    return AfterValidator(check)
 
 
 def in_words(detail: Mapping[str, Any]) -> str:

@@ -132,11 +132,10 @@ class Verdict:
 
     ``held`` and ``output gone`` are states of receipts without an output. ``superseded`` is a
     receipt whose output was made again. ``original`` is a clear source in the place of its output.
-    ``source unknown`` is an output that is not at the default
-    address of its route, or whose hashed name no source has. ``unplaced`` is a receipt by a version
-    that did not sign the address of the output. `exposed` has the faces of the state ``face
-    exposed``, and `exempt` the areas that were to stay clear. `created` is the time of the receipt
-    of a held picture.
+    ``source unknown`` is an output that is not at the default address of its route, or whose hashed
+    name no source has. ``unplaced`` is a receipt by a version that did not sign the address of the
+    output. `exposed` has the faces of the state ``face exposed``, and `exempt` the areas that were
+    to stay clear. `created` is the time of the receipt of a held picture.
     """
 
     output: ObjectUri

@@ -161,6 +161,19 @@ def refusals(client, code, message, http=403, only=lambda params: True):
     client.put_object = refuse
 
 
+def refusing(amazon, code, message, http):
+    """Return a client of the store of `amazon` whose PUTs are answered with a refusal."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=amazon.client.meta.endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+    refusals(client, code, message, http)
+    return client
+
+
 @pytest.mark.parametrize(
     ("code", "message", "http", "headers", "cause"),
     [
@@ -183,14 +196,7 @@ def refusals(client, code, message, http=403, only=lambda params: True):
 def test_a_refused_upload_names_the_likely_cause_and_costs_no_picture(
     amazon, place, code, message, http, headers, cause
 ):
-    client = boto3.client(
-        "s3",
-        endpoint_url=amazon.client.meta.endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id="any",
-        aws_secret_access_key="any",
-    )
-    refusals(client, code, message, http)
+    client = refusing(amazon, code, message, http)
     amazon.uploads = Uploads(output=headers, receipt=headers)
     pipeline = amazon.pipeline(store=ObjectStore(client))
     with pytest.raises(DestinationUnavailable) as raised:
@@ -214,14 +220,7 @@ def test_a_refused_upload_names_the_likely_cause_and_costs_no_picture(
 def test_a_store_that_answers_headers_as_if_it_were_unavailable_is_one_and_has_a_likely_cause(
     amazon, place, code, http, headers, cause
 ):
-    client = boto3.client(
-        "s3",
-        endpoint_url=amazon.client.meta.endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id="any",
-        aws_secret_access_key="any",
-    )
-    refusals(client, code, "We encountered an internal error", http)
+    client = refusing(amazon, code, "We encountered an internal error", http)
     amazon.uploads = Uploads(output=headers, receipt=headers)
     with pytest.raises(StorageUnavailable) as raised:
         amazon.pipeline(store=ObjectStore(client)).check_store(amazon.route)
