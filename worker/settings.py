@@ -217,7 +217,11 @@ class WorkerSettings(UploadSettings):
         "batches.",
     )
     batch_wait_seconds: float = Field(
-        0.01, ge=0, le=1, description="Longest time that a canvas waits for its batch to fill."
+        0.01,
+        ge=0,
+        le=1,
+        description="Longest time that a canvas waits for its batch to fill while the device is "
+        "busy with another.",
     )
     detect_seconds: float = Field(
         10,

@@ -32,9 +32,10 @@ class _Request:
 class Batcher:
     """Gathers concurrent calls into batches of one shape and runs them on `lanes` threads.
 
-    A batch starts when it has `max_size` canvases, or when its oldest has waited for `max_wait`
-    seconds. A batch for which the device has no memory is halved, and none as large follows. Any
-    other batch that fails is repeated canvas by canvas, so that one picture can't fail others.
+    A batch starts when no other is in hand, when it has `max_size` canvases, or when its oldest
+    has waited for `max_wait` seconds. A batch for which the device has no memory is halved, and
+    none as large follows. Any other batch that fails is repeated canvas by canvas, so that one
+    picture can't fail others.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Batcher:
         self._max_wait = max_wait
         self._deadline = deadline
         self._waiting: list[_Request] = []
+        self._in_hand = 0  # batches
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -118,6 +120,9 @@ class Batcher:
     def _run(self) -> None:
         while batch := self._next_batch():
             self._answer(batch)
+            with self._changed:
+                self._in_hand -= 1
+                self._changed.notify_all()
         with self._changed:
             remaining, self._waiting = self._waiting, []
         for request in remaining:
@@ -133,11 +138,13 @@ class Batcher:
                     continue
                 batch = self._candidates()
                 patience = batch[0].arrived + self._max_wait - time.monotonic()
-                if len(batch) < self._size_limit(batch[0].canvas) and patience > 0:
+                full = len(batch) == self._size_limit(batch[0].canvas)
+                if self._in_hand and not full and patience > 0:
                     self._changed.wait(patience)
                     continue
                 self._waiting = [request for request in self._waiting if request not in batch]
                 if started := _started(batch):
+                    self._in_hand += 1
                     return started
             return []
 

@@ -14,7 +14,7 @@ from worker.detection.batching import Batcher
 from worker.detection.faces import Detections
 from worker.detection.model import DeviceFull
 
-PATIENCE = 30  # Seconds: longer than any test takes, so that only a full batch starts.
+PATIENCE = 30  # Seconds: longer than any test takes.
 POISON = 255
 
 
@@ -72,6 +72,30 @@ def infer(running, canvas):
     return found
 
 
+def called_at_once(predict, canvases, max_size):
+    """Call for each canvas from a thread of its own while the model is busy; return the futures."""
+    busy, there = threading.Event(), threading.Event()
+
+    def gated(batch):
+        if busy.is_set():
+            return predict(batch)
+        busy.set()
+        assert there.wait(PATIENCE)
+        return [answer(0)]
+
+    with (
+        batcher(gated, max_size) as running,
+        ThreadPoolExecutor(1 + len(canvases)) as pool,
+    ):
+        pool.submit(infer, running, canvas(0))
+        assert busy.wait(PATIENCE)
+        calls = [pool.submit(infer, running, one) for one in canvases]
+        while running.waiting < len(canvases):
+            time.sleep(0.001)
+        there.set()
+    return calls
+
+
 def side(detections):
     return int(detections.boxes_xyxy[0, 2])
 
@@ -87,20 +111,67 @@ def test_everyone_gets_the_answer_to_their_own_canvas():
         ] == values
 
 
-def test_a_lone_canvas_does_not_wait_for_a_full_batch():
+def test_an_idle_device_starts_at_once_with_what_there_is():
     model = Model()
-    with batcher(model.predict, max_size=8, max_wait=0.01) as running:
-        assert side(infer(running, canvas(7))) == 7
-    assert model.values() == [[7]]
+    with batcher(model.predict, max_size=8, max_wait=PATIENCE, lanes=2) as running:
+        for value in (7, 8):
+            assert side(infer(running, canvas(value))) == value
+    assert model.values() == [[7], [8]]
+
+
+def test_while_the_device_is_busy_a_batch_fills_until_it_is_full():
+    model = Gate()
+    with (
+        batcher(model.predict, max_size=2, max_wait=PATIENCE, lanes=2) as running,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        first = pool.submit(infer, running, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        second = pool.submit(infer, running, canvas(2))
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        assert running.waiting == 1  # The other lane is free.
+        third = pool.submit(infer, running, canvas(3))
+        while running.waiting:
+            time.sleep(0.001)
+        model.open.set()
+        assert [side(one.result(PATIENCE)) for one in (first, second, third)] == [1, 2, 3]
+    assert sorted(map(sorted, model.values())) == [[1], [2, 3]]
+
+
+def test_what_waits_for_others_starts_when_the_device_becomes_idle():
+    model = Gate()
+    with (
+        batcher(model.predict, max_size=8, max_wait=10 * PATIENCE, lanes=2) as running,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(infer, running, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        second = pool.submit(infer, running, canvas(2))
+        while not running.waiting:
+            time.sleep(0.001)
+        model.open.set()
+        assert [side(one.result(PATIENCE)) for one in (first, second)] == [1, 2]
+
+
+def test_what_waits_for_others_waits_no_longer_than_it_may():
+    model = Gate()
+    with (
+        batcher(model.predict, max_size=8, max_wait=0.01, lanes=2) as running,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(infer, running, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        model.busy.clear()
+        second = pool.submit(infer, running, canvas(2))
+        assert model.busy.wait(PATIENCE)  # with the second, while the first is in hand
+        model.open.set()
+        assert [side(one.result(PATIENCE)) for one in (first, second)] == [1, 2]
 
 
 def test_concurrent_canvases_form_full_batches_and_no_fuller():
     model = Model()
-    with (
-        batcher(model.predict, max_size=4, max_wait=PATIENCE) as running,
-        ThreadPoolExecutor(12) as pool,
-    ):
-        list(pool.map(lambda v: infer(running, canvas(v)), range(1, 13)))
+    called_at_once(model.predict, [canvas(value) for value in range(1, 13)], max_size=4)
     assert [len(batch) for batch in model.batches] == [4, 4, 4]
     assert sorted(value for batch in model.values() for value in batch) == list(range(1, 13))
 
@@ -119,13 +190,9 @@ def test_what_gathers_while_the_model_is_busy_becomes_bounded_batches():
 
 def test_a_batch_holds_one_shape_only():
     model = Model()
-    shapes = [(4, 6), (6, 4), (4, 6), (6, 4)]
-    with (
-        batcher(model.predict, max_size=2, max_wait=PATIENCE) as running,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        found = list(pool.map(lambda i: side(infer(running, canvas(i + 1, *shapes[i]))), range(4)))
-    assert found == [1, 2, 3, 4]
+    canvases = [canvas(1), canvas(2, 6, 4), canvas(3), canvas(4, 6, 4)]
+    calls = called_at_once(model.predict, canvases, max_size=2)
+    assert [side(call.result()) for call in calls] == [1, 2, 3, 4]
     assert sorted(batch.shape for batch in model.batches) == [(2, 4, 6, 3), (2, 6, 4, 3)]
 
 
@@ -141,20 +208,11 @@ def test_a_shape_of_its_own_is_not_starved_by_full_batches_of_another():
 
 
 def test_a_poisoned_canvas_fails_alone_and_its_neighbours_succeed():
-    model = Model()
-
-    def ask(value):
-        try:
-            return side(infer(running, canvas(value)))
-        except DetectionFailed as error:
-            return str(error)
-
-    with (
-        batcher(model.predict, max_size=4, max_wait=PATIENCE) as running,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        outcomes = list(pool.map(ask, [1, 2, POISON, 3]))
-    assert outcomes == [1, 2, "the model failed: FloatingPointError: poisoned", 3]
+    canvases = [canvas(value) for value in (1, 2, POISON, 3)]
+    first, second, poisoned, third = called_at_once(Model().predict, canvases, max_size=4)
+    assert [side(call.result()) for call in (first, second, third)] == [1, 2, 3]
+    with pytest.raises(DetectionFailed, match=r"the model failed: FloatingPointError: poisoned$"):
+        poisoned.result()
 
 
 def test_an_error_without_words_is_named():
@@ -190,13 +248,8 @@ def test_a_model_that_miscounts_its_answers_fails_no_picture_silently(answers):
     def predict(batch):
         return [answer(1)] * (answers if len(batch) == 2 else 0)
 
-    def ask(_):
-        with pytest.raises(DetectionFailed):
-            running.infer([canvas(1)])
-        return "failed"
-
-    with batcher(predict, max_size=2, max_wait=PATIENCE) as running, ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(ask, range(2))) == ["failed", "failed"]
+    for call in called_at_once(predict, [canvas(1), canvas(1)], max_size=2):
+        assert isinstance(call.exception(), DetectionFailed)
 
 
 def test_past_the_deadline_the_detector_is_unavailable_and_works_again_later():
