@@ -246,7 +246,7 @@ def fit(
     folders.refuse_as_run(to)
     from training import fitting
     from training.backend import has_accelerator
-    from training.network import network_of
+    from training.networks import network_of
     from training.run import Recipe, Run
 
     size, initial, identity = _initial(start, size or "d0", weights or "imagenet")
@@ -639,7 +639,7 @@ def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | Non
     """
     from training.network import CENTERFACE, DEFAULT
     from training.run import WEIGHTS, Run
-    from worker.detection.centerface import WEIGHTS as PUBLISHED
+    from worker.detection.centerface.default import WEIGHTS as PUBLISHED
 
     if start == DEFAULT:
         return CENTERFACE, DEFAULT, PUBLISHED.sha256

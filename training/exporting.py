@@ -17,7 +17,7 @@ from tasks.errors import TrainingFailed
 from training import folders
 from training.backend import ON_TENSORFLOW
 from training.fitting import finished_model
-from training.network import network_of
+from training.networks import network_of
 from training.run import WEIGHTS, Run, stated
 from worker.detection.centerface import known_face
 from worker.detection.model import DEFAULT_THRESHOLD, METADATA, stated_labels

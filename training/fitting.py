@@ -14,7 +14,8 @@ from training import checkpoint, curves
 from training.backend import jit, keras, layers, reproducible
 from training.batches import Batch, Batches
 from training.data.dataset import Dataset
-from training.network import Network, network_of
+from training.network import Network
+from training.networks import network_of
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
 from training.validation import Validation

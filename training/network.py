@@ -1,4 +1,4 @@
-"""The interface of the kinds of networks that can be trained, and the choice of one by a recipe."""
+"""The interface of the kinds of networks that can be trained."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import TrainingFailed
 from training.augmentation import Example
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
@@ -83,17 +82,3 @@ class Network(Protocol):
         network, and ``difference``, the largest one in scores and normalised corners. Raises
         TrainingFailed if that is too large.
         """
-
-
-def network_of(size: str, classes: tuple[str, ...]) -> Network:
-    """Return the kind of network of the `size` of a recipe, for the labels `classes`."""
-    if size == CENTERFACE:
-        from training.centerface.network import CenterFace
-
-        return CenterFace(classes)
-    from training.efficientdet.model import SIZES
-    from training.efficientdet.network import EfficientDet
-
-    if size not in SIZES:
-        raise TrainingFailed(f"the network {size!r} is unknown: choose from {', '.join(SIZES)}")
-    return EfficientDet(size, classes)

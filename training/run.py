@@ -220,7 +220,7 @@ class Run:
 
 def _initial_weights(weights: str) -> str:
     """Return the initial weights of a recipe as an option names them, a file by its digest."""
-    from worker.detection.centerface import WEIGHTS as PUBLISHED
+    from worker.detection.centerface.default import WEIGHTS as PUBLISHED
 
     if weights == PUBLISHED.sha256:
         return DEFAULT

@@ -95,7 +95,7 @@ def _warn_of_evaluation(model: "Model", named_in: str) -> None:
 
 def load_untested_model(settings: WorkerSettings) -> "Model":
     """Return the model of `settings`, loaded but not tested; raises the errors of load_model."""
-    from worker.detection import centerface
+    from worker.detection.centerface import default
 
     if settings.model:
         from tasks.storage.s3 import ObjectStore
@@ -105,9 +105,7 @@ def load_untested_model(settings: WorkerSettings) -> "Model":
             settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
         )
         return load_folder(settings, folder, name=settings.model)
-    return load_folder(
-        settings, centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
-    )
+    return load_folder(settings, default.default_model(), default.DIGEST, default.DIGEST_IN_8_BITS)
 
 
 def load_folder(

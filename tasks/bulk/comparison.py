@@ -138,7 +138,7 @@ def _with_sure_orphans(
                 yield each
         if not unmatched.count:
             return
-        sources = places.index.renew(store, places)
+        sources = places.renewed_sources(store)
         for key in unmatched:
             if sources.find(key) is None:
                 yield Compared(key, None, False)

@@ -10,7 +10,7 @@ from ..routes import Route, Routes, reserved_folder
 from ..signatures import Key
 from ..storage.marks import Marks
 from ..storage.s3 import ObjectStore, StoredObject
-from .source_index import SourceIndex
+from .source_index import SortedSources, SourceIndex
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Places:
         """
         if self.are_hashed:
             start = self.key(self.source.join(after)) if after else ""
-            return self.index.sources(store, self).after(start)
+            return self._sorted_sources(store).after(start)
         start = self.source.prefix + after if after else ""
         return store.listing(self.source.bucket, self.source.prefix, start)
 
@@ -95,7 +95,7 @@ class Places:
         """
         if not self.are_hashed:
             return self._sources_by_name(key)
-        found = self.index.sources(store, self).find(key)
+        found = self._sorted_sources(store).find(key)
         return [] if found is None else [found]
 
     def source_of(
@@ -109,6 +109,13 @@ class Places:
             if self.marks.is_source(metadata, source):
                 return source
         return None
+
+    def renewed_sources(self, store: ObjectStore) -> SortedSources:
+        """List the sources again, also those that an inventory lacks, and return them sorted."""
+        return self.index.renew(store.list, self.source, self.key)
+
+    def _sorted_sources(self, store: ObjectStore) -> SortedSources:
+        return self.index.sources(store.listing, self.source, self.key)
 
     def _sources_by_name(self, key: str) -> list[ObjectUri]:
         return [self.source.join(source_key) for source_key in self.route.names.source_keys(key)]

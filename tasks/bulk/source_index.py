@@ -10,14 +10,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..addresses import ObjectUri
-from ..storage.s3 import ObjectStore, StoredObject
+from ..addresses import ObjectUri, PrefixUri
+from ..storage.s3 import StoredObject
 from . import disk
-
-if TYPE_CHECKING:
-    from .places import Places
 
 PAGE = 1000  # rows that are read at once
 # All columns are in the index, so that a scan reads it from front to back.
@@ -28,6 +25,9 @@ AFTER = (
 
 KeyOf = Callable[[ObjectUri], str]
 """A function of a source: returns the key of its output."""
+
+Listing = Callable[[str, str], Iterator[StoredObject]]
+"""A function of a bucket and a prefix: yields the objects that are there."""
 
 
 class SortedSources:
@@ -75,29 +75,28 @@ class SortedSources:
 
 
 class SourceIndex:
-    """The sorted sources of places, read when they are first needed. For several threads."""
+    """The sorted sources of a place, read when they are first needed. For several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sorted: SortedSources | None = None
 
-    def sources(self, store: ObjectStore, places: "Places") -> SortedSources:
-        """Return the sources of `places` as they were when they were read. They are read once."""
+    def sources(self, listing: Listing, place: PrefixUri, key_of: KeyOf) -> SortedSources:
+        """Return the sources of `place` as they were when they were read. They are read once."""
         with self._lock:
             if self._sorted is None:
-                self._sorted = _read(store.listing, places)
+                self._sorted = _read(listing, place, key_of)
             return self._sorted
 
-    def renew(self, store: ObjectStore, places: "Places") -> SortedSources:
-        """List the sources again, also those that an inventory lacks, and return them."""
+    def renew(self, listing: Listing, place: PrefixUri, key_of: KeyOf) -> SortedSources:
+        """Read the sources of `place` again, and return them."""
         with self._lock:
-            self._sorted = _read(store.list, places)
+            self._sorted = _read(listing, place, key_of)
             return self._sorted
 
 
-def _read(listing: Callable[[str, str], Iterator[StoredObject]], places: "Places") -> SortedSources:
-    place = places.source
-    return SortedSources(place.bucket, listing(place.bucket, place.prefix), places.key)
+def _read(listing: Listing, place: PrefixUri, key_of: KeyOf) -> SortedSources:
+    return SortedSources(place.bucket, listing(place.bucket, place.prefix), key_of)
 
 
 def _row(stored: StoredObject, key_of: KeyOf) -> tuple[str, bytes, int, str, float | None]:

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from tools.benchmarks.exposure import sources
 from worker.detection.canvas import padded
-from worker.detection.centerface import SCORE_THRESHOLD
+from worker.detection.centerface.default import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Boxes, Detections

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from tools.benchmarks.exposure import SETS, sources
-from worker.detection.centerface import WEIGHTS
 from worker.detection.centerface.calibration import CALIBRATION
+from worker.detection.centerface.default import WEIGHTS
 from worker.detection.centerface.measuring import calibrated
 from worker.detection.centerface.network import Network
 from worker.detection.detector import canvases_of

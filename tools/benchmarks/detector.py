@@ -23,7 +23,7 @@ from rich.table import Table
 from tools.benchmarks import peer
 from tools.benchmarks.harness import child, pictures
 from tools.benchmarks.harness.child import Child
-from worker.detection.centerface import WEIGHTS
+from worker.detection.centerface.default import WEIGHTS
 from worker.settings import WorkerSettings
 
 ENGINES = ("litert", "tensorflow")

@@ -51,7 +51,7 @@ from tools.local import stack
 from tools.local.stack import Stack
 from worker import bootstrap, cli, logs, models
 from worker.detection import warm_up
-from worker.detection.centerface import (
+from worker.detection.centerface.default import (
     DIGEST,
     SCORE_THRESHOLD,
     WEIGHTS,

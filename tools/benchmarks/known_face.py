@@ -19,7 +19,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from worker.detection import litert
-from worker.detection.centerface import WEIGHTS, maps
+from worker.detection.centerface import maps
+from worker.detection.centerface.default import WEIGHTS
 from worker.detection.centerface.known_face import (
     ANSWERS,
     TOLERANCES,

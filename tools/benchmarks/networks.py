@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from worker.detection.centerface import WEIGHTS
+from worker.detection.centerface.default import WEIGHTS
 
 SIDE = 768  # side of the pictures of D2 in the paper, in pixels
 COCO_CLASSES = 90  # classes of the networks in the paper

@@ -33,7 +33,7 @@ from rich.table import Table
 from tools.benchmarks.exposure import SETS, sources
 from worker.bootstrap import mask_style
 from worker.detection import detector, passes
-from worker.detection.centerface import SCORE_THRESHOLD
+from worker.detection.centerface.default import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, Sightings

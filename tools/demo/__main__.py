@@ -43,7 +43,7 @@ from tools.local.servers import (
     start_s3,
 )
 from worker.commands.waiting import Endings
-from worker.detection.centerface import default_folder
+from worker.detection.centerface.default import default_folder
 from worker.local_files import PICTURE_SUFFIXES
 from worker.object_counts import counted_objects
 from worker.printing import counted

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from training.backend import keras, layers
-from worker.detection.centerface import WEIGHTS
 from worker.detection.centerface.calibration import Floats
+from worker.detection.centerface.default import WEIGHTS
 from worker.detection.centerface.network import Addition, Convolution, Network
 
 # Sandler et al., "MobileNetV2", CVPR 2018, table 2, from the third row on: expansion, channels,

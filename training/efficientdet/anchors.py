@@ -24,6 +24,8 @@ PER_POINT = len(OCTAVES) * len(ASPECTS)
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 NEGATIVE, IGNORED, POSITIVE = 0.0, -1.0, 1.0
 
+NMS_IOU = 0.5  # of two detections of one object; Tan et al., reference implementation
+
 # The logarithm of the largest ratio of a box to its anchor, about 55. It bounds the output
 # of an untrained network.
 LARGEST_STRETCH = 4.0

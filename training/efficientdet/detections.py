@@ -11,7 +11,6 @@ import numpy as np
 from tasks.errors import TrainingFailed
 from training.backend import ops
 from training.efficientdet import anchors
-from training.efficientdet.network import NMS_IOU
 from worker.detection.model import LEFT_OUT
 from worker.detection.tf import padded_to_multiple, tf
 
@@ -81,7 +80,7 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
         scores,
         MAX_DETECTIONS + 1,
         MAX_DETECTIONS + 1,
-        NMS_IOU,
+        anchors.NMS_IOU,
         min_score,
         clip_boxes=False,
     )

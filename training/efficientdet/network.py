@@ -20,8 +20,6 @@ from training.run import DESCRIPTION, WEIGHTS, Run
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
 
-NMS_IOU = 0.5  # Tan et al., reference implementation
-
 anchors_of = cache(anchors.anchors)
 
 
@@ -106,7 +104,7 @@ def _strongest(boxes: anchors.Floats, scores: anchors.Floats) -> Detections:
     boxes, scores = boxes[rows], scores[rows, kinds]
     corner_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(
-        corner_size.tolist(), scores.tolist(), kinds.tolist(), LEAST_SCORE, NMS_IOU
+        corner_size.tolist(), scores.tolist(), kinds.tolist(), LEAST_SCORE, anchors.NMS_IOU
     )
     rows = np.asarray(kept, np.intp)
     return Detections(boxes[rows], scores[rows], classes=kinds[rows] + 1)

@@ -33,7 +33,7 @@ def build(as_json: Json = False) -> ExitCode:
 
     Example: veil model build
     """
-    from worker.detection.centerface import default_model
+    from worker.detection.centerface.default import default_model
 
     folder = str(default_model())
     print(json.dumps({"folder": folder}) if as_json else folder)

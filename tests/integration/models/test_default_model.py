@@ -15,8 +15,9 @@ from PIL import ExifTags, Image, ImageFilter, ImageSequence
 from tasks.errors import ModelInvalid
 from worker import models
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
-from worker.detection import centerface, litert
+from worker.detection import litert
 from worker.detection.batching import Batcher
+from worker.detection.centerface import default
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, overlap
 from worker.detection.model import DeviceFull
@@ -104,10 +105,10 @@ def test_no_room_while_tensorflow_writes_the_model_is_one_line_too(monkeypatch, 
         raise tf.errors.ResourceExhaustedError(None, None, "variables; No space left on device\nat")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(centerface, "WEIGHTS", SimpleNamespace(fetch=lambda: b""))
+    monkeypatch.setattr(default, "WEIGHTS", SimpleNamespace(fetch=lambda: b""))
     monkeypatch.setattr("worker.detection.centerface.network.build", build)
     with pytest.raises(ModelInvalid, match=r"No space left on device: make room there$"):
-        centerface.default_model()
+        default.default_model()
     assert [path.name for path in (tmp_path / "veil").iterdir()] == ["build.lock"]
 
 
@@ -162,7 +163,7 @@ def test_a_batch_finds_what_single_pictures_show(model, astronaut):
 @pytest.fixture(scope="module")
 def as_on_gpu():
     """The default model that gets its batches prepared as for a GPU."""
-    from worker.detection.centerface import DIGEST, default_model
+    from worker.detection.centerface.default import DIGEST, default_model
     from worker.detection.saved_model import SavedModel
 
     return SavedModel(default_model(), DIGEST, on_gpu=True)
@@ -270,8 +271,9 @@ def test_in_8_bits_it_finds_the_faces_that_it_finds_in_floats(data, name):
 
 
 def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
-    from worker.detection.centerface import WEIGHTS, maps
+    from worker.detection.centerface import maps
     from worker.detection.centerface import network as centerface
+    from worker.detection.centerface.default import WEIGHTS
     from worker.detection.tf import tf
 
     network = centerface.Network.of(WEIGHTS.fetch())(tf.constant(astronaut[None], tf.float32))

@@ -16,7 +16,8 @@ from tasks.errors import DetectionFailed, ModelInvalid
 from worker import cli
 from worker.anonymizer import Stopwatch
 from worker.bootstrap import build_anonymizer
-from worker.detection.centerface import WEIGHTS, default_folder, known_face
+from worker.detection.centerface import known_face
+from worker.detection.centerface.default import WEIGHTS, default_folder
 from worker.detection.litert import QuantizedModel
 from worker.models import load_model, load_untested_model
 from worker.settings import WorkerSettings

@@ -11,7 +11,7 @@ from training.batches import Batch
 from training.data.dataset import FACE
 from training.efficientdet.anchors import anchors, targets
 from training.efficientdet.model import PRIOR, SIZES, Size, efficientdet, load_backbone
-from training.network import network_of
+from training.networks import network_of
 from training.run import Recipe
 
 

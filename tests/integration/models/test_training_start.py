@@ -23,7 +23,7 @@ from training.network import DEFAULT
 from training.optimizer import FlatAdamW, magnitudes_of
 from training.run import WEIGHTS, Recipe, Run
 from training.validation import Validation
-from worker.detection.centerface import default_model
+from worker.detection.centerface.default import default_model
 from worker.detection.centerface.known_face import (
     PHOTOGRAPH,
     TOLERANCES,

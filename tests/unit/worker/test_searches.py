@@ -10,7 +10,7 @@ from tasks.errors import SettingsInvalid
 from tasks.messages import FACE, Rule
 from worker import anonymizer, bootstrap, searches
 from worker.detection import plates
-from worker.detection.centerface import DIGEST_IN_8_BITS, SCORE_THRESHOLD
+from worker.detection.centerface.default import DIGEST_IN_8_BITS, SCORE_THRESHOLD
 from worker.detection.labelled import LabelledDetector
 from worker.detection.presets import PRESETS
 from worker.detection.tiled import ANY_SIZE

@@ -16,7 +16,7 @@ from PIL import Image
 from tasks.errors import DetectionFailed, ModelInvalid, VeilError
 from tasks.messages import FACE
 from worker.detection.canvas import PADDING_GRAY, Pyramid, padded
-from worker.detection.centerface import SCORE_THRESHOLD
+from worker.detection.centerface.default import SCORE_THRESHOLD
 from worker.detection.credible import credible
 from worker.detection.faces import Boxes, Detections, overlap
 from worker.detection.model import Model, in_a_line

@@ -116,7 +116,7 @@ def test_sources_are_listed_once_and_again_after_an_outage():
     key = names.output_key("c.jpg")
     assert places.possible_sources(store, key) == []
     store.keys = ("c.jpg",)
-    assert places.index.renew(store, places).find(key) == ObjectUri("raw", "in/c.jpg")
+    assert places.renewed_sources(store).find(key) == ObjectUri("raw", "in/c.jpg")
     assert places.possible_sources(store, key) == [ObjectUri("raw", "in/c.jpg")]
     assert store.listings == 3
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
-from worker.detection.centerface import SCORE_THRESHOLD, known_face
+from worker.detection.centerface import known_face
+from worker.detection.centerface.default import SCORE_THRESHOLD
 from worker.detection.faces import Detections, Sightings
 
 ENGINES = sorted(known_face.TOLERANCES)

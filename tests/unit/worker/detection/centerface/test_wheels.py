@@ -2,7 +2,7 @@
 
 import re
 
-from worker.detection.centerface import WEIGHTS
+from worker.detection.centerface.default import WEIGHTS
 
 
 def test_the_default_weights_are_pinned_by_version_and_by_a_full_digest():
