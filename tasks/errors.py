@@ -143,7 +143,7 @@ class StorageRejected(Permanent):
 
 
 class RunTakenOver(Permanent):
-    """Another process has continued this run of a backfill."""
+    """Another process has continued this run of a backfill, or cancelled it."""
 
     of_pictures = False
 

@@ -68,9 +68,9 @@ class RunStatus:
     twice.
 
     `state` is ``running`` while sources are listed, ``listed`` while pictures are `left` after
-    that, ``uncounted`` if none are left and some are `uncounted`, ``finished``, ``stopped``, or
-    ``abandoned`` if a running run has shown no sign of life since the time `abandoned_since`,
-    because its process was killed.
+    that, ``uncounted`` if none are left and some are `uncounted`, ``finished``, ``stopped``,
+    ``cancelled``, or ``abandoned`` if a running run has shown no sign of life since the time
+    `abandoned_since`, because its process was killed.
 
     `percent` and `seconds_left` are None while the listing is not complete. `percent` leaves the
     `uncounted` out. `seconds_left` assumes the rate `per_second` of all workers.
@@ -139,7 +139,7 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
             return None
         ended = outcomes.of_run(redis, run)
         is_through = False
-        if stored.state == "finished" and _missing(stored, ended):
+        if stored.state in ("finished", "cancelled") and _missing(stored, ended):
             is_through = stored_runs.is_through(redis, stored)
             ended = outcomes.of_run(redis, run)  # Pictures may have ended since.
         per_second = outcomes.per_second(redis, is_idle=is_through or not _missing(stored, ended))

@@ -217,8 +217,9 @@ class Backfill:
     def begin(self, restart: bool = False) -> Run:
         """Take over the run from any other process, and return it.
 
-        An interrupted run goes on at its checkpoint. A finished run begins again if all of its
-        messages have ended, and else it stays finished. With `restart` it begins again anyway.
+        An interrupted run goes on at its checkpoint. A cancelled run begins again. A finished run
+        does so if all of its messages have ended, and else it stays finished. With `restart` it
+        begins again anyway.
         """
         with connected(), self._redis.pipeline() as pipe:
             while True:
@@ -252,7 +253,8 @@ class Backfill:
         """Publish the sources that are not done. Yield the run after each page.
 
         It also yields the run from time to time while the queue is full, and waits for servers that
-        can't be reached. Raises RunTakenOver when another process has begun with this run.
+        can't be reached. Raises RunTakenOver when another process has begun with this run, or
+        cancelled it.
         """
         backoff = ReportingBackoff(self._tell)
         known: Run | None = run
@@ -305,7 +307,7 @@ class Backfill:
                     "--restart lists everything again"
                 )
                 return replace(stored, owner=self._owner)
-        elif stored is not None:
+        elif stored is not None and stored.state != "cancelled":
             if self._recipe in ("", stored.recipe) or not stored.recipe:
                 return replace(stored, owner=self._owner, state="running")
             self._tell(f"the recipe was {stored.recipe} and is {self._recipe}: the run begins anew")
@@ -317,6 +319,8 @@ class Backfill:
             stored = runs.read(self._redis, self.name)
         if stored is None:
             return self.begin()  # Redis has lost everything, with the messages.
+        if stored.state == "cancelled":
+            raise RunTakenOver(f"the run {self.name} was cancelled")
         if stored.owner != self._owner:
             raise RunTakenOver(f"another process goes on with the run {self.name}")
         return stored

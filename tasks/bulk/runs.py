@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..errors import InvalidRequest
 from ..messages import BACKFILL
 from ..publishing import Wanted
 from ..records import outcomes, queues
@@ -21,7 +22,7 @@ ABANDONED_SECONDS = 60.0  # without a sign of life, after which a run counts as 
 
 # A run that is shown as abandoned is stored as running. One that is shown as listed or uncounted is
 # stored as finished.
-State = Literal["running", "finished", "stopped", "abandoned"]
+State = Literal["running", "finished", "stopped", "cancelled", "abandoned"]
 
 
 @dataclass
@@ -42,9 +43,9 @@ class Run:
 
     `cursor` is the last key that was listed, relative to the source. Of the keys `listed`, some
     were `ignored` because they were not selected, and some `skipped` because they are done.
-    `enqueued` counts the messages, and `source_bytes` the bytes of their sources. `owner` is the
-    process that may go on with the run. Times are seconds since the epoch; `updated` of a finished
-    run is its end.
+    `enqueued` counts the messages, and `source_bytes` the bytes of their sources. Messages that
+    `cancel` took back no longer count as enqueued. `owner` is the process that may go on with the
+    run. Times are seconds since the epoch; `updated` of a finished run is its end.
     """
 
     name: str = ""
@@ -108,6 +109,15 @@ def read_leniently(redis: Any, name: str) -> Run | None:
     return RUN.validate_strings(readable)
 
 
+def require(redis: Any, name: str) -> Run:
+    """Return the run `name`. Raise InvalidRequest if Redis has none."""
+    run = read(redis, name)
+    if run is None:
+        known = ", ".join(names(redis)) or "none"
+        raise InvalidRequest(f"there is no run {name!r:.100}: known are {known}")
+    return run
+
+
 def names(redis: Any) -> list[str]:
     """Return the names of all runs in Redis, sorted."""
     prefix = KEY.format("")
@@ -131,13 +141,43 @@ def shown_state(run: Run, ended: int, is_through: bool) -> str:
 
 
 def is_through(redis: Any, run: Run) -> bool:
-    """Return whether no message of a finished run is waiting or in work, as far as Redis tells.
+    """Return whether no message of an ended run is waiting or in work, as far as Redis tells.
 
     Redis does not tell it while a worker takes a message, nor for a message that went back to the
     end of the queue for a retry.
     """
     oldest = queues.oldest(redis, BACKFILL)
     return (oldest is None or oldest > run.updated) and not queues.in_hand(redis, run.name)
+
+
+def cancel(redis: Any, name: str) -> int:
+    """End the run `name`, take its waiting messages off the queue, and return their number.
+
+    A process that works on the run adds nothing more: the checkpoint is no longer its own.
+    Messages in hand stay, and those of other runs. Raise InvalidRequest if there is no such run, or
+    if none of its messages is left.
+    """
+
+    def end(pipe: Any) -> Run:
+        run = require(pipe, name)
+        if run.state == "finished" and is_through(redis, run):
+            raise InvalidRequest(f"no message of {name} is left: there is nothing to cancel")
+        cancelled = replace(run, state="cancelled", owner="", updated=time.time())
+        pipe.multi()
+        write(pipe, cancelled)
+        return cancelled
+
+    key = KEY.format(name)
+    cancelled = redis.transaction(end, key, value_from_callable=True)
+    removed = queues.remove(redis, BACKFILL, name)
+
+    def count(pipe: Any) -> None:
+        if read(pipe, name) == cancelled:  # and has not begun anew
+            pipe.multi()
+            write(pipe, replace(cancelled, enqueued=max(0, cancelled.enqueued - removed)))
+
+    redis.transaction(count, key)
+    return removed
 
 
 def show_life(redis: Any, name: str) -> None:

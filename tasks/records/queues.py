@@ -109,6 +109,26 @@ def in_hand(redis: Any, run: str | None = None) -> int:
     return count
 
 
+def remove(redis: Any, queue: str, run: str) -> int:
+    """Remove the messages of `run` that wait on `queue`, and return their number.
+
+    A message that a worker takes meanwhile is not removed, and not counted.
+    """
+    removed = 0
+    for name in _lists(queue):
+        start = 0
+        while messages := redis.lrange(name, start, start + BATCH_SIZE - 1):
+            with redis.pipeline(transaction=False) as pipe:
+                for message in messages:
+                    if _headers(_parsed(message)).get(RUN_HEADER) == run:
+                        pipe.lrem(name, 1, message)
+                gone = sum(pipe.execute())
+            # New messages come in at this end of the list: what moved is read twice, none left out.
+            start += len(messages) - gone
+            removed += gone
+    return removed
+
+
 def age(queued_at: Any) -> float | None:
     """Return the seconds since `queued_at`, a value in a message; None if it is no time."""
     begun = _time(queued_at)

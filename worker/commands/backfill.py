@@ -25,7 +25,7 @@ from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
 from tasks.errors import InvalidRequest, InventoryInvalid, QueueUnavailable, RunTakenOver
 from tasks.publishing import announced_recipe
-from tasks.records import dead_letters, outcomes
+from tasks.records import dead_letters, outcomes, queues
 from tasks.records.dead_letters import DeadLetter
 from tasks.redis.clients import refuse_unusable
 from tasks.redis.errors import connected
@@ -40,7 +40,7 @@ from worker.commands.ledger_entries import iso_time
 from worker.commands.options import Json, Suffix, refuse_beside, utc_time
 from worker.commands.queue import celery_app
 from worker.commands.waiting import NOT_COUNTED, OUTCOMES, Endings
-from worker.printing import best_effort, quiet
+from worker.printing import best_effort, print_summary, quiet
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -119,6 +119,12 @@ Follow = Annotated[
     str | None,
     typer.Option(metavar="RUN", help="Only show this run, until every picture has ended."),
 ]
+Cancel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN", help="Only end this run, and take its waiting messages off the queue."
+    ),
+]
 
 app = CommandApp()
 
@@ -153,6 +159,7 @@ def backfill(
     restart: Restart = False,
     wait: Wait = False,
     follow: Follow = None,
+    cancel: Cancel = None,
     inventory: Inventories = None,
     as_json: Json = False,
 ) -> ExitCode:
@@ -163,12 +170,12 @@ def backfill(
     the run; once a run is through, it begins another pass.
 
     Exit with 1 if there is no source or if a picture died (with --wait or --follow), and with 3
-    after SIGTERM, if another process has taken the run over, or if a followed run was stopped or
-    killed.
+    after SIGTERM, if another process has taken the run over or cancelled it, or if a followed run
+    was stopped, cancelled or killed.
 
     Example: veil backfill s3://camera-uploads/2026 --wait
     """
-    if follow:
+    if follow is not None or cancel is not None:
         others = {
             "s3://BUCKET/PREFIX": source,
             "--to": to,
@@ -183,7 +190,10 @@ def backfill(
             "--restart": restart,
             "--wait": wait,
         }
+        refuse_beside("--cancel", cancel, others | {"--follow": follow})
         refuse_beside("--follow", follow, others)
+        if cancel is not None:
+            return _cancel(celery_app(), cancel, as_json)
         return _follow(celery_app(), follow, as_json)
     refuse_beside("--dry-run", dry_run, {"--wait": wait})
     if not source:
@@ -288,9 +298,7 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
     """Show the run `name` until it ends. Raise InvalidRequest if Redis has no such run."""
     redis = celery.backend.client
     with connected():
-        if runs.read(redis, name) is None:
-            known = ", ".join(runs.names(redis)) or "none"
-            raise InvalidRequest(f"there is no run {name!r:.100}: known are {known}")
+        runs.require(redis, name)
     with Display.opened(redis, as_json) as display:
         try:
             last = _show_until_through(redis, name, display)
@@ -300,16 +308,34 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
             raise
         died = display.summarize()
         if last.run.state != "finished":
-            display.note(f"the run {name} {_interruption(last)}: repeat its command to go on")
+            display.note(f"the run {name} {_interruption(last)}")
             return ExitCode.STOPPED
     return ExitCode.ok_if(not died)
 
 
 def _interruption(reading: Reading) -> str:
-    """Return how a run ended that did not finish."""
+    """Return how a run ended that did not finish, and what its command would do."""
+    if reading.run.state == "cancelled":
+        return "was cancelled: its command begins it anew"
     if reading.abandoned_since is None:
-        return "was stopped"
-    return f"is abandoned since {iso_time(reading.abandoned_since)}"
+        return "was stopped: repeat its command to go on"
+    return f"is abandoned since {iso_time(reading.abandoned_since)}: repeat its command to go on"
+
+
+def _cancel(celery: "App", name: str, as_json: bool) -> ExitCode:
+    """End the run `name`, and say how many messages were removed and how many are in hand."""
+    redis = celery.backend.client
+    with connected():
+        removed = runs.cancel(redis, name)
+        in_hand = queues.in_hand(redis, name)
+    if as_json:
+        print(json.dumps({"run": name, "removed": removed, "in_hand": in_hand}))
+    else:
+        print_summary(
+            f"{name} is cancelled: {removed:,} waiting messages removed, "
+            f"{in_hand:,} in hand of workers, which finish them"
+        )
+    return ExitCode.OK
 
 
 def _recipe(celery: "App", given: str | None, places: Places, display: "Display") -> str | None:
@@ -328,9 +354,14 @@ def _enqueue(producer: Backfill, display: "Display", restart: bool) -> None:
 
 
 def _wait(celery: "App", producer: Backfill, display: "Display") -> bool:
-    """Wait until the run is through. Return False if Redis has lost its end: then it continues."""
+    """Wait until the run is through. Return False if Redis has lost its end: then it continues.
+
+    Raise RunTakenOver if the run was cancelled.
+    """
     redis = celery.backend.client
     last = _show_until_through(redis, producer.name, display, is_enqueued=True)
+    if last.run.state == "cancelled":
+        raise RunTakenOver(f"the run {producer.name} was cancelled")
     return last.run.state == "finished"
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 from tasks.bulk import backfill, comparison, runs
 from tasks.bulk.places import Places
-from tasks.messages import BACKFILL
+from tasks.messages import BACKFILL, RUN_HEADER
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
+from tasks.records.queues import LEASED
 from tasks.routes import Routes
 from tests.command import start_command
 from tools.local.servers import HOST
@@ -295,6 +296,79 @@ def test_a_run_that_is_killed_is_abandoned_and_goes_on(
     assert summary(done)["enqueued"] == 30
 
 
+def test_a_cancelled_run_loses_its_waiting_messages_and_no_other_run_does(
+    veil, began, unattended, s3, raw, place, tmp_path, wait_until
+):
+    for key in range(30):
+        raw.put(f"{place}a/{key}", b"no picture")
+        raw.put(f"{place}b/{key}", b"no picture")
+    redis = unattended.client
+    environment = {**unattended.environment, **s3.environment()}
+    bounds = ("--high-water", 20, "--low-water", 1)
+    process = began(raw.uri(place + "a"), *bounds, "--wait", environment=environment)
+    wait_until(lambda: redis.llen(BACKFILL) == 20)
+    (run,) = runs.names(redis)
+    assert veil("backfill", raw.uri(place + "b"), environment=environment).returncode == 0
+    redis.hset(LEASED, "tag", json.dumps([json.loads(redis.rpop(BACKFILL)), "", BACKFILL]))
+
+    done = veil("backfill", "--cancel", run, environment=environment)
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        f"{run} is cancelled: 19 waiting messages removed, 1 in hand of workers, "
+        "which finish them\n"
+    )
+    of_runs = Counter(
+        json.loads(message)["headers"][RUN_HEADER] for message in redis.lrange(BACKFILL, 0, -1)
+    )
+    (other,) = set(runs.names(redis)) - {run}
+    assert of_runs == {other: 30}
+    redis.delete(BACKFILL)  # The command sees that there is room again.
+    assert process.wait(20) == 3
+    assert f"the run {run} was cancelled" in (tmp_path / "backfill.log").read_text()
+    assert redis.llen(BACKFILL) == 0
+    shown = json.loads(veil("status", run, "--json", environment=environment).stdout)
+    assert (shown["state"], shown["enqueued"], shown["left"]) == ("cancelled", 1, 1)
+    outcomes.count(redis, "anonymized", run)
+    redis.delete(LEASED)
+    followed = veil("backfill", "--follow", run, environment=environment)
+    assert followed.returncode == 3
+    assert followed.stderr.endswith(f"{run} was cancelled: its command begins it anew\n")
+
+    again = veil("backfill", raw.uri(place + "a"), "--json", environment=environment)
+    assert (again.returncode, summary(again)["enqueued"]) == (0, 30)
+
+
+def test_a_command_that_waits_for_a_cancelled_run_ends(
+    veil, began, unattended, s3, raw, place, tmp_path, wait_until
+):
+    raw.put(f"{place}a", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    process = began(raw.uri(place), "--wait", environment=environment)
+    wait_until(lambda: unattended.client.llen(BACKFILL) == 1)
+    (run,) = runs.names(unattended.client)
+
+    done = veil("backfill", "--cancel", run, "--json", environment=environment)
+
+    assert json.loads(done.stdout) == {"run": run, "removed": 1, "in_hand": 0}
+    assert process.wait(20) == 3
+    assert unattended.client.llen(BACKFILL) == 0
+
+
+def test_a_run_of_which_nothing_is_left_is_not_cancelled(veil, unattended, s3, raw, place):
+    raw.put(f"{place}a", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    assert veil("backfill", raw.uri(place), environment=environment).returncode == 0
+    (run,) = runs.names(unattended.client)
+    unattended.client.delete(BACKFILL)
+
+    done = veil("backfill", "--cancel", run, environment=environment)
+
+    assert done.returncode == 2
+    assert "nothing to cancel" in done.stderr
+    assert runs.read(unattended.client, run).state == "finished"
+
+
 def test_held_pictures_are_counted_apart(veil, unattended, s3, raw, place):
     for key in range(3):
         raw.put(f"{place}{key}", b"no picture")
@@ -419,6 +493,8 @@ def test_while_messages_of_the_last_pass_wait_nothing_is_enqueued_nor_rehearsed(
         (("raw/a",), "raw/a"),
         (("s3://absent/a",), "does not exist"),
         (("--follow", "no-such-run"), "known are none"),
+        (("--cancel", "no-such-run"), "known are none"),
+        (("s3://raw/a", "--cancel", "a-run"), "has no effect with --cancel"),
     ],
     ids=str,
 )
