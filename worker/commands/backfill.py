@@ -37,7 +37,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.inventories import Inventories, listed_from
 from worker.commands.ledger_entries import iso_time
-from worker.commands.options import Json, Suffix, refuse_beside, utc_time
+from worker.commands.options import Json, Suffix, recipe_digest, refuse_beside, utc_time
 from worker.commands.queue import celery_app
 from worker.commands.waiting import NOT_COUNTED, OUTCOMES, Endings
 from worker.printing import best_effort, print_summary, quiet
@@ -106,6 +106,7 @@ HighWater = Annotated[
 Recipe = Annotated[
     str | None,
     typer.Option(
+        callback=recipe_digest,
         metavar="DIGEST",
         help="The recipe that counts as done; default: that of the worker that started last.",
     ),
@@ -192,9 +193,10 @@ def backfill(
         }
         refuse_beside("--cancel", cancel, others | {"--follow": follow})
         refuse_beside("--follow", follow, others)
-        if cancel is not None:
-            return _cancel(celery_app(), cancel, as_json)
-        return _follow(celery_app(), follow, as_json)
+        if follow is not None:
+            return _follow(celery_app(), follow, as_json)
+        assert cancel is not None
+        return _cancel(celery_app(), cancel, as_json)
     refuse_beside("--dry-run", dry_run, {"--wait": wait})
     if not source:
         raise typer.BadParameter("give the address of the sources, or --follow a run")

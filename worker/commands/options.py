@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, get_args
@@ -11,6 +12,7 @@ from tasks.messages import MIN_POLYGON, QUEUES, AnonymizeOptions, Method
 from tasks.rules import parse_rules
 
 METHODS = get_args(Method)
+RECIPE = re.compile(r"[0-9a-f]{16}")
 
 
 def _methods(incomplete: str) -> list[str]:
@@ -36,6 +38,13 @@ def _separate_suffixes(suffixes: list[str] | None) -> list[str] | None:
         if "," in suffix:
             raise typer.BadParameter(f"{suffix!r} is one suffix: repeat the flag for each")
     return suffixes
+
+
+def recipe_digest(recipe: str | None) -> str | None:
+    """Return the value of ``--recipe``. Raise BadParameter if it can be no recipe."""
+    if recipe is not None and not RECIPE.fullmatch(recipe):
+        raise typer.BadParameter("a recipe has 16 hex digits")
+    return recipe
 
 
 Source = Annotated[str, typer.Argument(metavar="s3://BUCKET/KEY", help="Address of a picture.")]

@@ -1,7 +1,6 @@
 """``veil reconcile``: compare sources with outputs, and report every difference on a line."""
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,7 @@ from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.inventories import Inventories, listed_from
-from worker.commands.options import Json, Suffix
+from worker.commands.options import Json, Suffix, recipe_digest
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app, wait_for_room
 from worker.printing import print_note, print_summary, printable, summarized
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from tasks.app import App
 
 LISTINGS = 3  # read side by side: sources, outputs and receipts; each needs a connection
-RECIPE = re.compile(r"[0-9a-f]{16}")
 STATES: tuple[State, ...] = (
     "current",
     "missing",
@@ -77,7 +75,11 @@ BelowScore = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option(metavar="DIGEST", help="The recipe that is current; default: the workers'."),
+    typer.Option(
+        callback=recipe_digest,
+        metavar="DIGEST",
+        help="The recipe that is current; default: the workers'.",
+    ),
 ]
 SourcesDeleted = Annotated[
     bool,
@@ -115,8 +117,6 @@ def reconcile(
 
     Example: veil reconcile s3://camera-uploads s3://camera-clean --enqueue
     """
-    if recipe is not None and not RECIPE.fullmatch(recipe):
-        raise typer.BadParameter("a recipe has 16 hex digits", param_hint="--recipe")
     only = Only(other_recipe, below_score)
     settings = Settings.load()
     places = Places.find(source, output, settings.parsed_routes(), settings.receipt_keys())

@@ -488,6 +488,7 @@ def test_while_messages_of_the_last_pass_wait_nothing_is_enqueued_nor_rehearsed(
         (("s3://raw/a", "--since", "yesterday"), "2026-11-30"),
         (("s3://raw/a", "--low-water", 20000), "--high-water"),
         (("s3://raw/a", "--limit", 0), "--limit"),
+        (("s3://raw/a", "--recipe", "abc", "--dry-run"), "16 hex digits"),
         (("s3://private/a",), "VEIL_ROUTES"),
         (("s3://raw/a", "--to", "s3://raw/b"), "VEIL_ROUTES"),
         (("raw/a",), "raw/a"),
