@@ -141,11 +141,17 @@ def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
     if found.others:
         count = counted(found.others, "picture")
         print_note(f"{count} of {path} not in the sample, left out")
+    if found.others_exposed:
+        count = counted(found.others_exposed, "picture")
+        print_note(
+            f"{count} left out with a mark of an exposed face, which the rates do not count: "
+            "give the --pictures and --seed of the sample that was marked"
+        )
     if found.clipped:
         print_note(f"{counted(found.clipped, 'mark')} of {path} clipped to the picture")
     if not any(mark.exposed_xyxy for mark in found.marks.values()):
         print_note(
-            f"no picture in {path} has a mark of an exposed face: "
+            f"no picture of the sample has a mark of an exposed face in {path}: "
             "shapes with the labels face and extra are hidden areas"
         )
     return found.marks

@@ -16,12 +16,13 @@ HIDDEN = (annotations.FACE, annotations.EXTRA)  # labels of areas that the outpu
 class Marked:
     """The marks in a file by the numbers of their pictures.
 
-    `others` counts the pictures that are not in the sample, `clipped` the marks that reached beyond
-    their picture.
+    `others` counts the pictures that are not in the sample, and `others_exposed` those of them with
+    an exposed face; `clipped` counts the marks that reached beyond their picture.
     """
 
     marks: dict[int, Mark]
     others: int = 0
+    others_exposed: int = 0
     clipped: int = 0
 
 
@@ -39,6 +40,7 @@ def read(path: Path, sample: Sample) -> Marked:
         number = numbers.get(annotated.name)
         if number is None:
             found.others += 1
+            found.others_exposed += any(shape.label not in HIDDEN for shape in annotated.shapes)
             continue
         if number in found.marks:
             raise DatasetInvalid(f"{path} has {annotated.name} twice: put its marks together")

@@ -96,11 +96,27 @@ def test_marks_can_come_from_a_file_without_redis(archive, veil, settings, tmp_p
     done = veil(*command, "--marks", marks, "-o", report, environment=without_redis)
     assert done.returncode == 0, done.stderr
     assert "35 pictures of" in done.stderr  # not in the sample
-    assert f"no picture in {marks} has a mark of an exposed face" in done.stderr
+    assert f"no picture of the sample has a mark of an exposed face in {marks}" in done.stderr
+    assert "left out with a mark" not in done.stderr
     assert json.loads(done.stdout)["reviewed"] == 5
     assert "No miss in 5 pictures" in report.read_text()
     again = veil(*command, "--marks", marks, environment=without_redis)
     assert again.stdout == done.stdout
+
+
+def test_misses_of_pictures_outside_of_the_sample_are_named(archive, veil, settings, tmp_path):
+    marks = tmp_path / "marks.jsonl"
+    marks.write_text(
+        "\n".join(
+            json.dumps({"output": f"s3://clean/sampling/{number}.jpg", "exposed": [[0, 0, 2, 2]]})
+            for number in range(40)
+        )
+    )
+    done = veil(
+        "sample", "s3://clean/sampling", "--pictures", 5, "--marks", marks, environment=settings
+    )
+    assert "35 pictures left out with a mark of an exposed face" in done.stderr
+    assert "no picture of the sample" not in done.stderr
 
 
 def test_an_unedited_export_is_noticed(archive, veil, settings, tmp_path):
@@ -112,7 +128,8 @@ def test_an_unedited_export_is_noticed(archive, veil, settings, tmp_path):
     )
     assert exported.returncode == 0, exported.stderr
     done = veil("sample", place, "--pictures", 5, "--marks", path, environment=settings)
-    assert f"no picture in {path} has a mark of an exposed face" in done.stderr
+    assert f"no picture of the sample has a mark of an exposed face in {path}" in done.stderr
+    assert "left out with a mark" not in done.stderr
 
 
 def test_a_mark_outside_of_its_picture_is_refused_and_one_across_its_edge_is_clipped(
