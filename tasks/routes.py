@@ -46,7 +46,8 @@ class Route:
         # Only an equals sign before an address separates the two: prefixes like day=1/ are common.
         source, *destination = re.split(r"\s*=\s*(?=s3://)", text.strip())
         if len(destination) != 1:
-            raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
+            hint = "; a comma separates routes" if len(destination) > 1 else ""
+            raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean{hint}")
         return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
 
     def takes(self, key: str) -> bool:

@@ -443,7 +443,11 @@ class Settings(BaseSettings):
         return value
 
     def _check_together(self) -> None:
-        """Raise ValueError for settings that contradict each other. Subclasses check theirs."""
+        """Raise ValueError for settings that contradict each other.
+
+        Subclasses check theirs here. A validator of a subclass would run after the routes file was
+        read, and each of its routes would be blamed for an error of the environment.
+        """
 
     @model_validator(mode="after")
     def _read_routes(self) -> Self:

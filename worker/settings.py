@@ -15,7 +15,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import NoDecode
 
@@ -394,15 +393,6 @@ class WorkerSettings(UploadSettings):
             raise ValueError("the desk needs a host or a port of its own")
         return value
 
-    @model_validator(mode="after")
-    def _check_ways_in(self) -> Self:
-        if self.review_password is not None and self.review_user_header is not None:
-            raise ValueError(
-                f"{PREFIX}REVIEW_PASSWORD and {PREFIX}REVIEW_USER_HEADER are both set: either the "
-                "desk asks for a password, or a proxy authenticates; unset one"
-            )
-        return self
-
     @field_validator("keep_exif")
     @classmethod
     def _check_keep_exif(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -465,6 +455,11 @@ class WorkerSettings(UploadSettings):
 
     def _check_together(self) -> None:
         super()._check_together()
+        if self.review_password is not None and self.review_user_header is not None:
+            raise ValueError(
+                f"{PREFIX}REVIEW_PASSWORD and {PREFIX}REVIEW_USER_HEADER are both set: either the "
+                "desk asks for a password, or a proxy authenticates; unset one"
+            )
         # All residual checks of an output together may take as long as the first detection.
         detection = self.max_detection_seconds() * (1 if self.verify == "off" else 2)
         if detection >= self.anonymizer_seconds():

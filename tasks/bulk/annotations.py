@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from ..errors import DatasetInvalid, InvalidRequest
 from ..messages import AnonymizeOptions
+from ..wrong_values import cause
 from . import misread
 
 Format = Literal["coco", "cvat", "jsonl"]
@@ -217,7 +218,7 @@ def read(path: Path) -> list[AnnotatedPicture]:
         raise DatasetInvalid(f"{path}: {error}") from None
     except DAMAGED as error:
         raise DatasetInvalid(
-            f"{path} is neither COCO, CVAT nor JSON lines ({_reason(error):.200})"
+            f"{path} is neither COCO, CVAT nor JSON lines ({cause(error):.200})"
         ) from None
     if fault := _fault(pictures):
         raise DatasetInvalid(f"{path}: {fault}")
@@ -230,16 +231,7 @@ def _reading(name: object) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        raise _DamagedPicture(f"{name!r:.200}: {_reason(error):.200}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return the cause of `error`, one of DAMAGED, in one line."""
-    if isinstance(error, KeyError):
-        return f"it has no {error.args[0]!r}"
-    if isinstance(error, AttributeError | TypeError):
-        return "a part of it is of another type than the format says"
-    return " ".join(str(error).split())
+        raise _DamagedPicture(f"{name!r:.200}: {cause(error):.200}") from None
 
 
 def _fault(pictures: Sequence[AnnotatedPicture]) -> str | None:

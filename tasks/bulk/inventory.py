@@ -22,6 +22,7 @@ from urllib.parse import unquote_plus
 from ..addresses import ObjectUri
 from ..errors import InventoryInvalid, NothingFound, ObjectNotFound
 from ..storage.s3 import ObjectStore, StoredObject
+from ..wrong_values import cause
 from . import disk
 
 MAX_MANIFEST_BYTES = 16 << 20  # of the JSON of an inventory, which has a line for each file
@@ -151,7 +152,7 @@ def _inventory_files(
         destination = str(stated["destinationBucket"]).rpartition(":")[2]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InventoryInvalid(
-            f"{manifest} is no manifest of an S3 inventory ({type(error).__name__}: {error!s:.100})"
+            f"{manifest} is no manifest of an S3 inventory: {cause(error):.100}"
         ) from None
     if source not in buckets:
         raise InventoryInvalid(
@@ -195,7 +196,7 @@ def _rows(store: ObjectStore, file: _File, bucket: str) -> Iterator[Row]:
         ) from None
     except (ValueError, KeyError, csv.Error) as error:
         raise InventoryInvalid(
-            f"{file.uri}, line {number}: not a row of an inventory ({type(error).__name__})"
+            f"{file.uri}, line {number}: not a row of an inventory: {cause(error):.100}"
         ) from None
 
 

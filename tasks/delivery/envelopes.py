@@ -27,7 +27,7 @@ from ..errors import MalformedMessage
 from ..messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
 from ..representation import MAX_SHOWN, shown
 from ..telemetry import tracing
-from ..wrong_values import in_words
+from ..wrong_values import in_words, json_type
 
 MAX_DELAY_SECONDS = 600.0  # until the `eta` of a message; no retry asks for more
 MAX_MESSAGE_BYTES = 1 << 20  # also of an unpacked body; five times the largest options
@@ -41,14 +41,6 @@ MAX_SAMPLE_LENGTH = 1000  # characters
 MAX_QUOTED_LENGTH = 100  # characters of a value in an error's message
 MAX_QUOTED_HEADER_LENGTH = 300  # characters of a header in a sample
 MAX_SAMPLE_NAMES = 10  # of the fields of an object that is no message
-JSON_TYPES = {
-    bool: "boolean",
-    dict: "object",
-    float: "number",
-    int: "number",
-    list: "list",
-    str: "text",
-}
 CHARSETS = (None, "utf-8", "utf8", "us-ascii", "ascii")
 ID_NAMESPACE = uuid.UUID("d55cfae5-5e3c-4bea-b44a-5981f3e76cc8")  # for messages without an id
 ID = re.compile(rb'"(?:id|correlation_id)": ?"([^"\\]{1,%d})"' % MAX_ID_LENGTH)
@@ -192,7 +184,7 @@ def start_time(eta: Any) -> str | None:
 def _read_message(message: Any, envelope: Envelope) -> None:
     """Read `message` into `envelope`, as far as possible; raise MalformedMessage at a defect."""
     if not isinstance(message, dict):
-        raise MalformedMessage(f"{_json_type(message)} is not a task message")
+        raise MalformedMessage(f"{json_type(message)} is not a task message")
     headers, properties = _mapping(message.get("headers")), _mapping(message.get("properties"))
     envelope.headers = headers
     envelope.task_id = _id(headers.get("id")) or _id(properties.get("correlation_id"))
@@ -328,12 +320,7 @@ def _exceeds_nesting(value: Any, levels: int) -> bool:
 
 def _quoted(value: Any, length: int = MAX_QUOTED_LENGTH) -> str:
     """Return the first `length` characters of a text, printable; of another value its type."""
-    return repr(value[:length]) if isinstance(value, str) else _json_type(value)
-
-
-def _json_type(value: Any) -> str:
-    """Return the type of a parsed JSON value, in the words of JSON."""
-    return "null" if value is None else f"a JSON {JSON_TYPES.get(type(value), 'value')}"
+    return repr(value[:length]) if isinstance(value, str) else json_type(value)
 
 
 def _id(value: Any) -> str | None:
@@ -365,5 +352,5 @@ def _sample(item: bytes, message: Any, headers: dict[str, Any]) -> str:
     if isinstance(message, dict):
         return "an object with " + ", ".join(map(_quoted, list(message)[:MAX_SAMPLE_NAMES]))
     if message is not None:
-        return _json_type(message)
+        return json_type(message)
     return SECRET.sub("…", ascii(item[:SAMPLE_BYTES].decode("latin-1")))

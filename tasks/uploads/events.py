@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from ..errors import MalformedEvent
+from ..wrong_values import cause, json_type
 
 MAX_SNS_LAYERS = 3  # an SNS message may itself contain an SNS message
 # MinIO reports these as ObjectCreated, although the bytes of the object stay the same.
@@ -81,7 +82,7 @@ def _parse(message: Any) -> Parsed:
             break
         message = _decode_json(message["Message"])
     if not isinstance(message, dict):
-        raise MalformedEvent(f"not an event but a JSON {type(message).__name__}")
+        raise MalformedEvent(f"not an event but {json_type(message)}")
     parsed = Parsed()
     if "Records" in message:
         _parse_records(message["Records"], parsed)
@@ -107,7 +108,7 @@ def _decode_json(text: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise MalformedEvent(f"not JSON: {type(error).__name__}") from None
+        raise MalformedEvent(f"not JSON: {cause(error)}") from None
 
 
 def _field(value: Any, *path: str) -> Any:

@@ -156,7 +156,7 @@ def test_a_schema_with_the_least_columns_is_read(report, store):
         ({"fileFormat": "Parquet"}, "the format 'Parquet': have S3 write it as CSV"),
         ({"fileFormat": "ORC"}, "the format 'ORC'"),
         ({"fileSchema": "Bucket, Size"}, "no column key"),
-        ({"files": [{"size": 1}]}, "no manifest of an S3 inventory"),
+        ({"files": [{"size": 1}]}, "no manifest of an S3 inventory: it has no 'key'"),
         ({"files": 7}, "no manifest of an S3 inventory"),
         ({"files": [{"key": "absent.csv.gz", "size": 1}]}, "absent.csv.gz is missing"),
     ],

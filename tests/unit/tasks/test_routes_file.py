@@ -124,6 +124,12 @@ def test_every_mistake_is_named_at_once_with_its_route_and_key(file):
     assert "did you mean method?" in others[2]
 
 
+def test_a_text_in_place_of_a_list_is_told_in_words(file):
+    text = TWO.replace('[".JPG", ".png"]', '".jpg"')
+    with pytest.raises(ValueError, match=r"\[routes\.north\] suffixes: must be a list$"):
+        read_routes(file(text), nothing_wrong)
+
+
 def test_all_places_that_overlap_are_named_with_their_routes_and_each_pair_once(file):
     places = {
         "one": ("raw/a", "clean"),

@@ -613,3 +613,10 @@ def test_a_region_that_amazon_has_not_is_refused_unless_the_store_may_be_another
 @pytest.mark.parametrize("region", ["garage", "RegionOne", "nyc3", "auto"])
 def test_another_store_may_have_other_regions(load, region):
     assert load(s3_endpoint="http://127.0.0.1:1", s3_region=region).s3_region == region
+
+
+@pytest.mark.parametrize("separator", [";", " "])
+def test_routes_without_a_comma_between_them_are_refused_with_the_separator(separator):
+    text = f"s3://raw=s3://clean{separator}s3://raw2=s3://clean2"
+    with pytest.raises(SettingsInvalid, match="a comma separates routes"):
+        Settings.load(routes=text)

@@ -209,3 +209,21 @@ def test_the_documented_file_is_valid(tmp_path, monkeypatch):
     settings = WorkerSettings.load()
     street, school = map(settings.of_route, settings.parsed_routes())
     assert (street.preset, school.method, school.region) == ("thorough", "fill", 1)
+
+
+def test_an_error_of_the_environment_is_told_once_and_no_route_is_blamed(monkeypatch, tmp_path):
+    file = tmp_path / "routes.toml"
+    routes = [f"[routes.{name}]\n{PLACES.format(name)}margin = 0.2\n" for name in ("a", "b")]
+    file.write_text("".join(routes))
+    monkeypatch.setenv("VEIL_ROUTES_FILE", str(file))
+    monkeypatch.setenv("VEIL_REVIEW_PASSWORD", "p" * 16)
+    monkeypatch.setenv("VEIL_REVIEW_USER_HEADER", "X-User")
+    with pytest.raises(SettingsInvalid) as raised:
+        WorkerSettings.load()
+    assert str(raised.value).startswith("VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both")
+    assert "routes" not in str(raised.value)
+
+
+def test_the_routes_file_is_read_after_all_other_checks():
+    """A check that came later would be told once for each route, as an error of the file."""
+    assert list(WorkerSettings.__pydantic_decorators__.model_validators)[-1] == "_read_routes"
