@@ -3,12 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from tasks import publishing
+from tasks.redis.errors import connected
 from worker.printing import print_note
 
 if TYPE_CHECKING:
     from tasks.app import App
 
 REDIS_SECONDS = 5.0  # within which Redis must answer, so that a command that shows a state ends
+PING_SECONDS = 1.0  # within which a worker must answer
 MAX_WAITING = 20_000  # messages on a queue; each takes about 1 kB of Redis memory
 
 
@@ -21,6 +23,17 @@ def celery_app() -> "App":
     from tasks.app import app
 
     return app
+
+
+def answering_workers(celery: "App") -> list[str]:
+    """Return the names of the workers that answer within PING_SECONDS, sorted.
+
+    A name that several workers have is in the list for each. Raise QueueUnavailable if workers
+    can't be asked.
+    """
+    with connected():
+        replies = celery.control.ping(timeout=PING_SECONDS)
+    return sorted(name for reply in replies for name in reply)
 
 
 def wait_for_room(redis: Any, queue: str) -> None:

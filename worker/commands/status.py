@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,12 +23,11 @@ from tasks.messages import FACE, QUEUES
 from tasks.records.queues import QueueStatus
 from tasks.redis.broadcasts import check_subscription
 from tasks.redis.clients import impatient_client
-from tasks.redis.errors import connected
 from tasks.status import RouteStatus, RunStatus, Status
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, refuse_beside
-from worker.commands.queue import REDIS_SECONDS, celery_app
+from worker.commands.queue import REDIS_SECONDS, answering_workers, celery_app
 from worker.commands.waiting import NOT_COUNTED
 from worker.printing import UNKNOWN, duration, print_note, printable
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from tasks.app import App
 
 LIVE_SECONDS = 2.0  # between two refreshes, by default
-PING_SECONDS = 1.0  # within which a worker must answer
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
 WARNING = "bold yellow"
 MAX_STRAY_SHOWN = 5  # stray lists, each on a line
@@ -159,12 +158,8 @@ def _print(view: View, as_json: bool) -> None:
 
 
 def _alive(celery: "App") -> list[str]:
-    """Return the names of the workers that answer within PING_SECONDS.
-
-    Raise QueueUnavailable if workers can't be asked.
-    """
-    with connected():
-        alive = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
+    """Return the names of the workers that answer. Raise QueueUnavailable if none can be asked."""
+    alive = answering_workers(celery)
     if not alive:
         check_subscription(celery)
     return alive
@@ -194,6 +189,7 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     if alive is not None:
         line["workers"] = alive
         tables.append(_figures_table({"workers": f"{len(alive):,}"}, {"workers": ", ".join(alive)}))
+        tables += _shared_name_lines(alive)
     return View([line], tables)
 
 
@@ -222,6 +218,19 @@ def _stray_lines(stray: Sequence[QueueStatus]) -> list[RenderableType]:
     if len(stray) > MAX_STRAY_SHOWN:
         lines.append(f"{len(stray) - MAX_STRAY_SHOWN} more such queues: veil status --json")
     return [Text(line, style=WARNING) for line in lines]
+
+
+def _shared_name_lines(alive: Sequence[str]) -> list[RenderableType]:
+    """Return a warning for each name that several workers have."""
+    return [
+        Text(
+            f"{count} workers have the name {name}, and Flower shows them as one: "
+            "give each its own --name",
+            style=WARNING,
+        )
+        for name, count in Counter(alive).items()
+        if count > 1
+    ]
 
 
 def _run_view(redis: Any, name: str) -> View:

@@ -14,13 +14,13 @@ from tasks.publishing import Wanted
 from tasks.records.dead_letters import DeadLetter
 from tasks.redis.errors import connected
 from worker.commands.progress import progress_bar
+from worker.commands.queue import answering_workers
 from worker.printing import print_summary, printable, summarized
 
 if TYPE_CHECKING:
     from tasks.app import App
 
 POLL_SECONDS = 0.2
-PING_SECONDS = 1.0  # within which a worker must answer
 MAX_POLLED = 500  # results that are read between two pauses
 OUTCOMES = ("anonymized", "skipped", "held", "dead")
 WITHOUT_RESULT = "without a result"
@@ -109,8 +109,7 @@ def _print_unanswered(
     for task_id in pending:
         meta = _meta(celery, task_id)
         if meta["status"] == PENDING and workers is None:
-            with connected():
-                workers = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
+            workers = answering_workers(celery)
         line = {**requested(pictures[task_id]), "task_id": task_id, "status": "unknown"}
         line |= {"error": "NoAnswer", "message": _reason(meta, queue, workers or [])}
         _print(line, _address(pictures[task_id]), as_json)
