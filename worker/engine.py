@@ -1,7 +1,9 @@
 """The engine for Python programs: it anonymizes files and arrays without a queue."""
 
+import difflib
 import os
 from collections.abc import Mapping
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -22,6 +24,7 @@ from worker import logs
 from worker.anonymizer import Anonymized, AnonymizedArray, Stopwatch
 from worker.bootstrap import build_anonymizer
 from worker.detection.faces import Detections
+from worker.local_files import check_size, read_picture
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings, changes_no_picture
 from worker.treatments import AS_CONFIGURED
@@ -69,8 +72,8 @@ class Anonymizer:
         and the errors of the constructor.
         """
         refuse_unknown(os.environ, WorkerSettings)
-        refuse_unknown({PREFIX + name.upper(): "" for name in values}, WorkerSettings)
         for name in values:
+            _check_name(name)
             # Those of S3 say where a model is.
             if changes_no_picture(name) and not name.startswith("s3_"):
                 raise SettingsInvalid(f"{PREFIX}{name.upper()} changes no picture: leave it out")
@@ -145,24 +148,23 @@ class Anonymizer:
                 f"{file:.200} is an address, and only local files are read: "
                 "pass the bytes of the object"
             )
-        if isinstance(file, str | os.PathLike):
-            self._check_size(Path(file).stat().st_size)
-            file = Path(file).read_bytes()
-        elif _is_open_file(file):
-            file = _read(file, self._settings.max_bytes + 1)
+        max_bytes = self._settings.max_bytes
+        try:
+            if isinstance(file, str | os.PathLike):
+                file = read_picture(Path(file), max_bytes)
+            elif _is_open_file(file) and not isinstance(file, TextIOBase):
+                file = _read(file, max_bytes + 1)
+        except OSError:
+            raise
+        except ValueError as error:  # a path with a null byte, or a file that was closed
+            raise InvalidRequest(f"the file can't be read: {error}") from None
         if not isinstance(file, BYTES):
             raise InvalidRequest(
                 "a file must be given as bytes, as a path, or open in binary mode, not as "
                 f"{type(file).__name__}: anonymize_array takes arrays and Pillow images"
             )
-        self._check_size(memoryview(file).nbytes)
+        check_size(memoryview(file).nbytes, max_bytes)
         return bytes(file)
-
-    def _check_size(self, size: int) -> None:
-        if size > self._settings.max_bytes:
-            raise ImageTooLarge(
-                f"the file has more than {self._settings.max_bytes:,} bytes: raise VEIL_MAX_BYTES"
-            )
 
     def _checked(self, picture: Any) -> Pixels:
         """Return the checked pixels of `picture` as a copy, which the caller cannot change."""
@@ -192,6 +194,16 @@ class Anonymizer:
                 f"{width} × {height} pixels exceed the limit of {self._settings.max_pixels:,}: "
                 "raise VEIL_MAX_PIXELS"
             )
+
+
+def _check_name(name: str) -> None:
+    """Raise SettingsInvalid if `name` is not that of a setting, with the likely one."""
+    known = WorkerSettings.model_fields
+    if name not in known:
+        written = name.lower().removeprefix(PREFIX.lower())
+        near = difflib.get_close_matches(written, known, n=1, cutoff=0.75)
+        hint = f"write {near[0]}=" if near else "docs/settings.md lists all settings"
+        raise SettingsInvalid(f"{name:.60} is not the name of a setting here: {hint}")
 
 
 def _is_open_file(file: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Picture files on this machine: how they are named, and how they are written."""
+"""Picture files on this machine: how they are named, read and written."""
 
 import os
 import secrets
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.errors import OutputFailed
+from tasks.errors import ImageTooLarge, OutputFailed
 
 # Files in a folder that neither hold a picture nor have one of these suffixes are ignored.
 PICTURE_SUFFIXES = {
@@ -14,6 +14,27 @@ PICTURE_SUFFIXES = {
     ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo", ".nef", ".orf", ".png",
     ".psd", ".raf", ".rw2", ".tif", ".tiff", ".webp",
 }  # fmt: skip
+
+
+def read_picture(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of the file at `path`. Raise ImageTooLarge, or OSError.
+
+    Of a pipe or a device, which tells no size, at most one byte more than `max_bytes` is read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        check_size(size, max_bytes)
+        content = file.read(size + 1)
+        if len(content) > size:
+            content += file.read(max_bytes + 1 - len(content))
+    check_size(len(content), max_bytes)
+    return content
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Raise ImageTooLarge for a file of more than `max_bytes`."""
+    if size > max_bytes:
+        raise ImageTooLarge(f"the file has more than {max_bytes:,} bytes: raise VEIL_MAX_BYTES")
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -17,7 +17,6 @@ import typer
 
 from tasks.errors import (
     EmptyObject,
-    ImageTooLarge,
     OutputFailed,
     UnreadableImage,
     VeilError,
@@ -31,7 +30,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.interruption import Terminated
 from worker.commands.progress import progress_bar
-from worker.local_files import PICTURE_SUFFIXES, write_atomically
+from worker.local_files import PICTURE_SUFFIXES, read_picture, write_atomically
 from worker.printing import (
     best_effort,
     print_note,
@@ -397,12 +396,7 @@ def _ended_in_spite_of_reads() -> Iterator[None]:
 def _read(path: Path, max_bytes: int) -> bytes:
     if not path.exists():
         raise FileNotFoundError(_absence(path))
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise ImageTooLarge(
-            f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
-        )
-    return path.read_bytes()
+    return read_picture(path, max_bytes)
 
 
 def _success(job: Job, result: "Anonymized") -> Outcome:

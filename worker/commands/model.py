@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.errors import ImageTooLarge, UnreadableImage
+from tasks.errors import UnreadableImage
 from tasks.messages import FACE
 from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
+from worker.local_files import read_picture
 from worker.printing import printable
 from worker.settings import WorkerSettings
 
@@ -179,12 +180,7 @@ def _found(settings: WorkerSettings, models: "Sequence[LoadedModel]", path: Path
 
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ImageTooLarge(
-                f"{path} has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
-            )
-        return path.read_bytes()
+        return read_picture(path, max_bytes)
     except OSError as error:
         raise UnreadableImage(f"{path} can't be read: {error.strerror}") from None
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import ImageTooLarge, NothingFound
+from tasks.errors import NothingFound
 from tasks.routes import reserved_folder
 from tasks.storage.s3 import ObjectStore
+from worker.local_files import read_picture
 from worker.sampling.drawing import StratifiedSample
 
 # The sizes by which pictures are told apart, in bytes: the upper limit of each and its name.
@@ -101,16 +103,5 @@ def files(folder: Path, paths: Iterator[Path], max_bytes: int) -> Iterator[Sourc
     """Yield the files at `paths`, which lie in `folder`."""
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        yield SourcePicture(str(path), name, path.stat().st_size, _reader(path, max_bytes))
-
-
-def _reader(path: Path, max_bytes: int) -> Callable[[], bytes]:
-    def read() -> bytes:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ImageTooLarge(
-                f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
-            )
-        return path.read_bytes()
-
-    return read
+        read = partial(read_picture, path, max_bytes)
+        yield SourcePicture(str(path), name, path.stat().st_size, read)

@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,9 +103,32 @@ def test_a_path_that_is_missing_or_too_large_is_an_error(anonymizer, tmp_path, m
     with pytest.raises(FileNotFoundError):
         anonymizer.anonymize(tmp_path / "missing.jpg")
     (tmp_path / "large.jpg").write_bytes(bytes(1_000_001))
-    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("it was read"))
     with pytest.raises(ImageTooLarge, match="VEIL_MAX_BYTES"):
         anonymizer.anonymize(tmp_path / "large.jpg")
+
+
+@pytest.mark.timeout(60)
+def test_a_device_without_an_end_is_too_large(anonymizer):
+    with pytest.raises(ImageTooLarge, match="VEIL_MAX_BYTES"):
+        anonymizer.anonymize("/dev/zero")
+    with Path("/dev/zero").open("rb") as endless, pytest.raises(ImageTooLarge):
+        anonymizer.detect(endless)
+
+
+def test_what_can_not_be_read_as_a_file_is_an_error_of_veil(anonymizer, portrait, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(portrait)
+    closed = path.open("rb")
+    closed.close()
+    with path.open(encoding="utf-8") as text:
+        for given, said in (
+            (text, "in binary mode"),
+            (io.StringIO("a"), "in binary mode"),
+            ("a\0b", "null"),
+            (closed, "closed"),
+        ):
+            with pytest.raises(InvalidRequest, match=said):
+                anonymizer.anonymize(given)
 
 
 def test_a_pillow_image_and_its_array_have_the_same_output(anonymizer, pixels):
@@ -272,10 +296,24 @@ def test_settings_come_from_the_environment_and_arguments_take_precedence(anonym
     assert Anonymizer.from_settings(no_faces="publish").anonymize_array(blank).pixels is not None
 
 
-@pytest.mark.parametrize("values", [{"preset": "quick"}, {"prest": "fast"}, {"max_pixels": -1}])
+@pytest.mark.parametrize("values", [{"preset": "quick"}, {"max_pixels": -1}])
 def test_a_setting_that_is_wrong_is_refused(values):
     with pytest.raises(SettingsInvalid, match=f"VEIL_{next(iter(values)).upper()}"):
         Anonymizer.from_settings(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("prest", "prest is not the name of a setting here: write preset="),
+        ("VEIL_METHOD", "VEIL_METHOD is not the name of a setting here: write method="),
+        ("METHOD", "write method="),
+        ("colour", "docs/settings.md lists all settings"),
+    ],
+)
+def test_a_wrong_name_of_a_setting_is_refused_with_the_argument_to_write(name, said):
+    with pytest.raises(SettingsInvalid, match=said):
+        Anonymizer.from_settings(**{name: "fill"})
 
 
 @pytest.mark.parametrize("name", ["redis_url", "routes", "upload_acl", "review_url"])
