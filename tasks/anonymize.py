@@ -222,7 +222,7 @@ def _raise_if_refused(task: Task) -> None:
 def _source_name(task: Task, fields: Mapping[str, Any]) -> str:
     """Return the name of a message in logs and dead letters: its source, else ``message ID``."""
     source = fields.get("source")
-    return f"message {task.request.id}" if source is None else _bounded_text(source)
+    return dead_letters.nameless(task.request.id) if source is None else _bounded_text(source)
 
 
 def _delivery(task: Task, output: ObjectUri) -> Delivery:

@@ -1,11 +1,15 @@
 """Text on a terminal: notes, summaries, times, and text from outside."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 UNKNOWN = "–"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# Commands name the files that they are told to write in errors of their own.
+WRITTEN_TO = "standard output, or a temporary file"
 
 _quiet = False
 
@@ -58,9 +62,15 @@ def print_summary(line: str) -> None:
 
 
 def print_system_error(error: OSError) -> None:
-    """Print `error`, unless it only says that the reader of a pipe has gone away."""
-    if not isinstance(error, BrokenPipeError):
-        print_note(f"{type(error).__name__}: {error}")
+    """Print `error`, unless it only says that the reader of a pipe has gone away.
+
+    A write to a full disk names no file in its error.
+    """
+    if isinstance(error, BrokenPipeError):
+        return
+    if error.filename is None and error.errno in FULL:
+        error.filename = WRITTEN_TO
+    print_note(f"{type(error).__name__}: {error}")
 
 
 def best_effort() -> suppress:

@@ -54,6 +54,11 @@ class DeadLetter:
         return name_of(self.source, self.destination)
 
 
+def nameless(task_id: str) -> str:
+    """Return what stands for the source in the letter of a message that names none."""
+    return f"message {task_id}"
+
+
 REFUSED = (InvalidRequest.__name__, MalformedMessage.__name__)
 MAX_OF_RUN = 20
 OF_RUN = "veil:run:{}:dead"  # formatted with the name of the run: a list of names of its letters

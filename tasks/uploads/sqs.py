@@ -50,7 +50,7 @@ class EventQueue:
 
     def __init__(self, client: Any, url: str) -> None:
         self._client = client
-        self._url = url
+        self.url = url
 
     @classmethod
     def connect(cls, settings: Settings, url: str, endpoint: str | None = None) -> "EventQueue":
@@ -83,7 +83,7 @@ class EventQueue:
     def has_redrive_policy(self) -> bool:
         with self._translated():
             answer = self._client.get_queue_attributes(
-                QueueUrl=self._url, AttributeNames=["RedrivePolicy"]
+                QueueUrl=self.url, AttributeNames=["RedrivePolicy"]
             )
         return "RedrivePolicy" in answer.get("Attributes", {})
 
@@ -91,7 +91,7 @@ class EventQueue:
         """Return up to MAX_MESSAGES messages, and wait up to POLL_SECONDS for the first."""
         with self._translated():
             answer = self._client.receive_message(
-                QueueUrl=self._url,
+                QueueUrl=self.url,
                 MaxNumberOfMessages=MAX_MESSAGES,
                 WaitTimeSeconds=POLL_SECONDS,
                 VisibilityTimeout=VISIBILITY_SECONDS,
@@ -106,13 +106,13 @@ class EventQueue:
             {**entry, "VisibilityTimeout": seconds} for entry in _entries(messages)
         ]
         with self._translated():
-            self._client.change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
+            self._client.change_message_visibility_batch(QueueUrl=self.url, Entries=entries)
 
     def delete(self, messages: Sequence[dict[str, Any]]) -> int:
         """Delete `messages`; return how many of them SQS failed to delete."""
         with self._translated():
             answer = self._client.delete_message_batch(
-                QueueUrl=self._url, Entries=_entries(messages)
+                QueueUrl=self.url, Entries=_entries(messages)
             )
         return len(answer.get("Failed", ()))
 
@@ -124,19 +124,19 @@ class EventQueue:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
             if code in NO_QUEUE:
-                raise SettingsInvalid(f"{self._url}: there is no such queue") from None
+                raise SettingsInvalid(f"{self.url}: there is no such queue") from None
             if code in NOT_ALLOWED or status in (401, 403):
                 raise AccessDenied(
-                    f"{self._url}: SQS denies access ({code}): check the credentials"
+                    f"{self.url}: SQS denies access ({code}): check the credentials"
                 ) from None
-            raise EventsUnavailable(f"{self._url}: SQS answers {status or ''} {code}") from None
+            raise EventsUnavailable(f"{self.url}: SQS answers {status or ''} {code}") from None
         except NO_CREDENTIALS as error:
             raise AccessDenied(
-                f"{self._url}: no usable credentials ({type(error).__name__})"
+                f"{self.url}: no usable credentials ({type(error).__name__})"
             ) from None
         except (vendor.BotoCoreError, *UNREACHABLE) as error:
             raise EventsUnavailable(
-                f"{self._url}: cannot reach SQS ({type(error).__name__})"
+                f"{self.url}: cannot reach SQS ({type(error).__name__})"
             ) from None
 
 
@@ -234,7 +234,7 @@ class SqsSource:
         return True
 
     def _check(self, stop: Stop) -> None:
-        """Check that the queue exists, and warn if it has no redrive policy.
+        """Check that the queue exists, warn if it has no redrive policy, and log that it is used.
 
         Without one, SQS delivers malformed messages again and again.
         """
@@ -251,4 +251,5 @@ class SqsSource:
                     "no redrive policy",
                     message="malformed messages come back until their retention period ends",
                 )
+            log.info("watching", sqs=self._queue.url)
             return

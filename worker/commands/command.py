@@ -57,11 +57,12 @@ class Command(TyperCommand):
 
         Arguments are parsed before, so ``--help`` works in any environment. Raise SettingsInvalid
         for a ``VEIL_`` variable that is not a setting, and BadParameter for a number that is not
-        finite.
+        finite, and for an empty text.
         """
         from worker.settings import WorkerSettings
 
         self._refuse_infinite(ctx)
+        self._refuse_empty(ctx)
         WorkerSettings.refuse_misspelt(os.environ)
         try:
             with terminable():
@@ -76,6 +77,14 @@ class Command(TyperCommand):
             value = ctx.params.get(parameter.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise typer.BadParameter(f"{value} is not a finite number", ctx, parameter)
+
+    def _refuse_empty(self, ctx: Any) -> None:
+        """Raise BadParameter for an empty text, which an unset variable of a shell leaves."""
+        for parameter in self.get_params(ctx):
+            value = ctx.params.get(parameter.name)
+            if "" in (value if isinstance(value, list | tuple) else (value,)):
+                message = "it is empty: give a value, or leave it out"
+                raise typer.BadParameter(message, ctx, parameter)
 
 
 class QuietCommand(Command):

@@ -1,6 +1,7 @@
 """``veil dead``: list, show, retry and drop dead letters."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
@@ -9,15 +10,13 @@ import typer
 
 from tasks.errors import Permanent, Transient
 from tasks.messages import AnonymizeOptions
-from tasks.records.dead_letters import LETTERS, DeadLetter
+from tasks.records.dead_letters import LETTERS, DeadLetter, nameless
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.ledger_entries import LedgerEntries, address_of, time_of
 from worker.commands.options import (
     Json,
     Queue,
-    Source,
-    Sources,
     Timeout,
     Wait,
     Yes,
@@ -30,6 +29,34 @@ from worker.printing import printable
 Error = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Every picture with this error, such as AccessDenied."),
+]
+
+TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _recorded(given: list[str] | None) -> list[str] | None:
+    """Return each of the arguments as a letter has it: the id of a message with its prefix."""
+    if given is None:
+        return None
+    return [nameless(text) if TASK_ID.fullmatch(text) else text for text in given]
+
+
+Letter = Annotated[
+    str,
+    typer.Argument(
+        metavar="s3://BUCKET/KEY|ID",
+        callback=lambda given: _recorded([given])[0],
+        help="Address of a picture, or the id of a message that names none.",
+    ),
+]
+ChosenLetters = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="s3://BUCKET/KEY|ID",
+        callback=_recorded,
+        help="Addresses of pictures, or ids of messages that name none.",
+        show_default=False,
+    ),
 ]
 
 # The names of the errors that Veil reports, without those of their groups.
@@ -51,7 +78,7 @@ def list_letters(error: Error = None, as_json: Json = False) -> ExitCode:
 
 
 @app.command()
-def show(source: Source, as_json: Json = False) -> ExitCode:
+def show(source: Letter, as_json: Json = False) -> ExitCode:
     """Print everything that is known of a dead letter; exit with 1 if there is none.
 
     Example: veil dead show s3://camera-uploads/a/b.jpg
@@ -61,7 +88,7 @@ def show(source: Source, as_json: Json = False) -> ExitCode:
 
 @app.command(has_summary=True)
 def retry(
-    sources: Sources = None,
+    sources: ChosenLetters = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
     error: Error = None,
     queue: Queue = "backfill",
@@ -95,7 +122,7 @@ def retry(
 
 @app.command(has_summary=True)
 def drop(
-    sources: Sources = None,
+    sources: ChosenLetters = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every dead letter; needs --yes.")
     ] = False,

@@ -57,6 +57,11 @@ def wanted(file: IO[bytes], options: AnonymizeOptions, routes: Routes | None) ->
 
 def _request(text: str, options: AnonymizeOptions) -> AnonymizeRequest:
     if not text.startswith("{"):
+        if "://" not in text:
+            raise InvalidRequest(
+                f"{text!r:.100} is not an address: a line has an address like s3://BUCKET/KEY or a "
+                "JSON object; empty lines are skipped, and comments are not known"
+            )
         return AnonymizeRequest.parse(source=text, options=options)
     try:
         fields: dict[str, Any] = json.loads(text)

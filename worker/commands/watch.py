@@ -179,7 +179,6 @@ def _receive(settings: WorkerSettings, trigger: Trigger, url: str) -> None:
 
     stop = _stop_on_signals()
     queue = EventQueue.connect(settings, url, os.environ.get("AWS_ENDPOINT_URL_SQS"))
-    log.info("watching", sqs=url)
     SqsSource(queue, trigger).run(stop)
 
 

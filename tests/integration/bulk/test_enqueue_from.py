@@ -64,6 +64,7 @@ def test_the_options_of_a_line_take_precedence(enqueue, unattended):
     ("line", "complaint"),
     [
         ("raw/a.jpg", "line 2: 'raw/a.jpg' is not an address"),
+        ("# night shift", "line 2: '# night shift' is not an address: a line has an address"),
         ("s3://raw", "names no object"),
         ("s3://elsewhere/a.jpg", "line 2: s3://elsewhere/a.jpg is in no source of VEIL_ROUTES"),
         ('{"source": "s3://raw/a.jpg"', "line 2: no valid JSON"),

@@ -174,6 +174,16 @@ def test_all_are_tried_again_but_for_what_never_was_a_request(dead, unattended):
     assert waiting(unattended) == good
 
 
+def test_the_id_of_a_message_that_names_no_picture_finds_its_letter(dead, unattended):
+    name = "97f895fe-08ad-4b52-ae08-5d31b64e51a5"
+    give_up(unattended, f"message {name}", "MalformedMessage")
+    for given in (name, f"message {name}"):
+        done = dead("show", given)
+        assert done.returncode == 0
+        assert f"source: message {name}" in done.stdout.splitlines()
+    assert "1 dropped" in dead("drop", name).stderr
+
+
 def test_a_picture_that_comes_through_at_last_is_no_longer_listed(
     veil, worker, queue, environment, raw, portrait, place
 ):

@@ -319,10 +319,9 @@ def the_one_line(done):
 
 
 def test_a_queue_that_is_not_there_is_one_line(amazon, veil):
-    line = the_one_line(
-        veil("watch", "--sqs", f"{amazon.address}/123456789012/absent", environment=KEYS)
-    )
-    assert "there is no such queue" in line
+    done = veil("watch", "--sqs", f"{amazon.address}/123456789012/absent", environment=KEYS)
+    assert "there is no such queue" in the_one_line(done)
+    assert "watching" not in done.stdout + done.stderr
 
 
 def test_without_credentials_it_is_one_line(amazon, veil):

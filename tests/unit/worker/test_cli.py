@@ -316,12 +316,16 @@ def test_the_version_is_that_of_the_installation():
     assert (done.exit_code, done.output) == (0, f"veil {metadata.version('veil')}\n")
 
 
-def test_a_full_disk_is_one_line_and_exit_code_1():
-    program = [sys.executable, "-c", "from worker import cli; cli.main()", "settings"]
+@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--json"], ["--version"]])
+def test_a_full_disk_is_one_line_and_exit_code_1(arguments):
+    program = [sys.executable, "-c", "from worker import cli; cli.main()", *arguments]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(program, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == ExitCode.FAILED
-    assert done.stderr == "veil: OSError: [Errno 28] No space left on device\n"
+    assert done.stderr == (
+        "veil: OSError: [Errno 28] No space left on device: "
+        "'standard output, or a temporary file'\n"
+    )
 
 
 def test_a_misspelt_command_is_refused_with_the_likely_one():
@@ -357,3 +361,27 @@ def test_a_misspelt_setting_stops_a_command_before_it_runs(monkeypatch):
 
 def test_the_table_of_exit_codes_has_those_of_the_watchdog():
     assert ExitCode.STALLED == watchdog.EXIT_STALLED
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("enqueue", "s3://raw/a.jpg", "--rule", ""),
+        ("enqueue", "s3://raw/a.jpg", "--prefix", ""),
+        ("enqueue", "s3://raw/a.jpg", "--exempt", "0,0,9,9", "--exempt", ""),
+        ("backfill", "s3://raw", "--to", ""),
+        ("backfill", ""),
+        ("watch", "--poll", "60", "--prefix", ""),
+    ],
+    ids=str,
+)
+def test_an_empty_text_is_refused_as_an_unset_variable_of_a_shell_leaves_it(
+    monkeypatch, capsys, arguments
+):
+    monkeypatch.setattr(sys, "argv", ["veil", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == ExitCode.UNUSABLE
+    said = capsys.readouterr().err
+    assert "it is empty: give a value, or leave it out" in said
+    assert said.count("\n") == 1
