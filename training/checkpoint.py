@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import OutputFailed, TrainingFailed
+from training.run import WEIGHTS, remedy
 
 PARTIAL = ".partial"
 
@@ -29,20 +30,27 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise OutputFailed(f"{path} can't be written: {error.strerror}{kept}") from None
 
 
-def load(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays in `path`; raise TrainingFailed if it can't be read."""
+def load(path: Path, advice: str = "start the run anew") -> dict[str, NDArray[Any]]:
+    """Return the arrays in `path`; raise TrainingFailed, with `advice`, if it can't be read."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TrainingFailed(
-            f"{path} can't be read ({type(error).__name__}): start the run anew"
-        ) from None
+        raise TrainingFailed(f"{path} can't be read ({type(error).__name__}): {advice}") from None
 
 
 def step(path: Path) -> int:
     """Return the step of the checkpoint in `path`; raise TrainingFailed if it can't be read."""
     return int(load(path)["step"])
+
+
+def restore_finished(folder: Path, model: Any) -> None:
+    """Give the Keras network `model` the weights of the finished run in `folder`.
+
+    Raise TrainingFailed if they can't be read, or belong to another network.
+    """
+    path = folder / WEIGHTS
+    restore("w", model.weights, load(path, remedy(folder)), path)
 
 
 def numbered(prefix: str, variables: Any) -> dict[str, NDArray[Any]]:

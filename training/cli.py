@@ -280,11 +280,11 @@ def fit(
     def report(line: dict[str, Any]) -> None:
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
+    def begun() -> None:
+        _print_start(run, None if finish else every, as_json)
+
     with _resumable(run):
-        if not finish and not run.is_finished:
-            begun = {"event": "started", "run": str(to), "steps": count, "every": every}
-            print(json.dumps(begun) if as_json else _start_line(run, every), flush=True)
-        fitting.fit(run, dataset, initial, every, report, ends_here=finish)
+        fitting.fit(run, dataset, initial, every, report, ends_here=finish, begun=begun)
     made = run.steps_made()
     if as_json:
         finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest, "steps": made}
@@ -483,7 +483,7 @@ def export(
 
 
 def _setting_line(exported: "Exported") -> str:
-    """Return the setting with which workers use a model.
+    """Return the setting with which workers use a model, as a shell takes it.
 
     The default model stays beside one that finds no faces, or hides them worse.
     """
@@ -493,8 +493,8 @@ def _setting_line(exported: "Exported") -> str:
     measured = evaluations(metadata.get("evaluation"))
     is_worse = any(one.label == FACE and one.drawbacks() for one in measured)
     if FACE in metadata["labels"].values() and not is_worse:
-        return f"VEIL_MODEL={exported.zip}"
-    return f"VEIL_MODELS=default,{exported.zip}"
+        return f"VEIL_MODEL={shlex.quote(str(exported.zip))}"
+    return f"VEIL_MODELS={shlex.quote(f'default,{exported.zip}')}"
 
 
 def _eight_bits_line(folder: Path, difference: float) -> str:
@@ -526,6 +526,17 @@ def _origin(threshold: float | None, run: "Run") -> str:
     if run.evaluation():
         return "the default, because the evaluation of val proposed none"
     return "the default, because no evaluation of val has proposed one"
+
+
+def _print_start(run: "Run", every: int | None, as_json: bool) -> None:
+    """Say after which step a run is resumed and, unless `every` is None, what is ahead."""
+    if run.has_checkpoint:
+        print_note(f"resuming {run.folder} after step {_checkpoint_step(run):,}")
+    if every is None:
+        return
+    started = {"event": "started", "run": str(run.folder), "steps": run.recipe.steps}
+    line = json.dumps({**started, "every": every}) if as_json else _start_line(run, every)
+    print(line, flush=True)
 
 
 def _start_line(run: "Run", every: int) -> str:
@@ -598,9 +609,7 @@ def _next(command: str, *arguments: object) -> str:
 
 @contextmanager
 def _resumable(run: "Run") -> Iterator[None]:
-    """Say that a run is resumed and, if Ctrl-C stops it, what is kept and how to resume it."""
-    if run.has_checkpoint and not run.is_finished:
-        print_note(f"resuming {run.folder} after step {_checkpoint_step(run):,}")
+    """Say what is kept of a run that Ctrl-C stops, and how to resume it."""
     try:
         yield
     except KeyboardInterrupt:

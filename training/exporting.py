@@ -20,13 +20,15 @@ from training.fitting import finished_model
 from training.networks import network_of
 from training.run import WEIGHTS, Run, stated
 from worker.detection.centerface import known_face
-from worker.detection.model import DEFAULT_THRESHOLD, METADATA, stated_labels
+from worker.detection.model import DEFAULT_THRESHOLD, METADATA, digest_of, stated_labels
 from worker.detection.tf import tf
+from worker.local_files import write_atomically
 from worker.models import load_folder
 from worker.settings import WorkerSettings
 
 SAVED_MODEL = "saved_model"
 ZIP = "saved_model.zip"
+ORIGIN = "saved_model.json"  # in the folder of a run: what made its SavedModel, and its digest
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     folders.refuse_content(to, (SAVED_MODEL, ZIP))
     saved = saved_model(run)
     chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
-    facts = _read_metadata(saved)
-    del facts["origin"]
+    facts = _read_json(saved / METADATA)
     difference = float(facts.pop("difference"))
     metadata: dict[str, Any] = {
         "score_threshold": round(chosen, 4),
@@ -68,7 +69,7 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     with folders.replaced(to) as work:
         shutil.copytree(saved, work / SAVED_MODEL)
         _write_metadata(work / SAVED_MODEL, metadata)
-        _self_test(work / SAVED_MODEL, str(to / ZIP))
+        _self_test(work / SAVED_MODEL, str(run.folder))
         _zip(work / SAVED_MODEL, work / ZIP)
     return Exported(to / SAVED_MODEL, to / ZIP, metadata, difference)
 
@@ -86,8 +87,8 @@ def _self_test(folder: Path, name: str) -> None:
 def saved_model(run: Run) -> Path:
     """Return the folder of the run's SavedModel, which is in the folder of the run.
 
-    It is written if it does not exist, or if other weights or other versions of Veil or TensorFlow
-    made it. Raise the errors of `export`.
+    It is written if it does not exist, if it has changed since it was written, or if other weights
+    or other versions of Veil or TensorFlow made it. Raise the errors of `export`.
     """
     if not ON_TENSORFLOW:
         raise TrainingFailed(
@@ -96,12 +97,14 @@ def saved_model(run: Run) -> Path:
     run.require_finished()
     folder = run.folder / SAVED_MODEL
     origin = _origin(run)
-    if _read_metadata(folder).get("origin") != origin:
+    if _read_json(run.folder / ORIGIN) != {**origin, "files": digest_of(folder)}:
         network = network_of(run.recipe.size, run.recipe.classes)
         with folders.replaced(folder) as work:
             facts = network.save(finished_model(run), run.folder, work)
             labels = {str(number): label for number, label in enumerate(run.recipe.classes, 1)}
-            _write_metadata(work, {"origin": origin, "labels": labels, **facts})
+            _write_metadata(work, {"labels": labels, **facts})
+        content = json.dumps({**origin, "files": digest_of(folder)}, indent=1) + "\n"
+        write_atomically(run.folder / ORIGIN, content.encode())
     return folder
 
 
@@ -116,10 +119,10 @@ def _origin(run: Run) -> dict[str, str]:
     return {"weights": weights, "veil": version("veil"), "tensorflow": tf.__version__}
 
 
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    """Return the metadata of the SavedModel in `folder`; empty if there is none."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in the JSON file `path`; an empty one if there is none."""
     try:
-        content = json.loads((folder / METADATA).read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

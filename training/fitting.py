@@ -43,6 +43,7 @@ def fit(
     report: Report,
     *,
     ends_here: bool = False,
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
@@ -50,7 +51,8 @@ def fit(
     start, if it has initial weights, for the first two steps and for each checkpoint: the values of
     the log, `steps`, the number of all, `seconds_left`, which is None until the second step, and
     whether there is a `checkpoint`. With `ends_here` the run ends at its last checkpoint, without
-    further steps.
+    further steps. `begun` is called before the work on a run that isn't finished, when no other
+    process can train in its folder any more.
 
     Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no faces,
     and OutputFailed if the disk is full. The last checkpoint remains intact in each case, and a run
@@ -63,6 +65,7 @@ def fit(
         with run.held():
             if run.is_finished:
                 return
+            begun()
             reproducible(recipe.seed)
             trained = _Trained(recipe, network, weights, next(batches.starting(0, 1)))
             step = trained.restore(run.folder / CHECKPOINT)
@@ -82,8 +85,7 @@ def finished_model(run: Run) -> Any:
     """Return the network with the weights of a run; raise TrainingFailed if it isn't finished."""
     run.require_finished()
     model = network_of(run.recipe.size, run.recipe.classes).build()
-    path = run.folder / WEIGHTS
-    checkpoint.restore("w", model.weights, checkpoint.load(path), path)
+    checkpoint.restore_finished(run.folder, model)
     return model
 
 

@@ -193,7 +193,10 @@ class Run:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise TrainingFailed(f"another process trains in {self.folder}") from None
+                raise TrainingFailed(
+                    f"another process trains in {self.folder}: wait for its end, or choose "
+                    "another --to"
+                ) from None
             if not os.fstat(lock.fileno()).st_nlink:
                 # The process that held the lock has failed, and has removed the file meanwhile.
                 raise TrainingFailed(f"another process trained in {self.folder}: try again")
@@ -216,6 +219,16 @@ class Run:
             return
         for name in (DESCRIPTION, LOCK):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def remedy(folder: Path) -> str:
+    """Return what to do about a damaged result of the finished run in `folder`."""
+    if not (folder / CHECKPOINT).is_file():
+        return "start the run anew"
+    return (
+        f"remove {folder / WEIGHTS}, and give the same `veil train fit` with --finish, which makes "
+        "the results anew from the last checkpoint"
+    )
 
 
 def _initial_weights(weights: str) -> str:

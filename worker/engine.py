@@ -174,8 +174,8 @@ class Anonymizer:
             return _pixels_of(picture)
         if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
             raise InvalidRequest(
-                f"a picture must be a NumPy array or a Pillow image, not {type(picture).__name__}: "
-                "anonymize and detect take files"
+                "a picture must be a NumPy array or a Pillow image or, for anonymize and detect, a "
+                f"file (bytes, a path, or open in binary mode), not {type(picture).__name__}"
             )
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UnsupportedImage(

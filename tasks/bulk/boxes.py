@@ -134,7 +134,8 @@ def annotated(output: str, receipt: Receipt) -> AnnotatedPicture:
 class Correction:
     """The request that makes a picture as its corrected boxes say; `problem` if there is none.
 
-    `added` areas are hidden too. In `removed` ones, faces stay clear. Without both nothing changes.
+    `added` areas are hidden too. In `removed` ones, faces stay clear. Without both nothing changes,
+    also if the boxes are `outdated`: those of an output in place of which another one is present.
     """
 
     output: str
@@ -142,6 +143,7 @@ class Correction:
     added: tuple[Area, ...] = ()
     removed: tuple[Area, ...] = ()
     problem: str | None = None
+    outdated: bool = False
 
 
 class Corrections:
@@ -176,7 +178,7 @@ class Corrections:
             return Correction(picture.name, problem="the boxes are of a picture of another size")
         added, removed = _differences(picture, receipt)
         if not added and not removed:
-            return Correction(picture.name)
+            return Correction(picture.name, outdated=not _is_of_output(picture, receipt))
         problem = _misread(picture, receipt, added) or _impossible(receipt, added, removed)
         if problem is None and removed:
             problem = _other_axes(receipt, added, removed)
@@ -209,9 +211,14 @@ def _check_output(picture: AnnotatedPicture, receipt: Receipt) -> None:
     """Raise InvalidRequest if `picture` does not have all boxes of the output of `receipt`."""
     if ARE_MARKS in picture.facts:
         raise InvalidRequest("these are marks of a sample: veil sample --marks FILE --redo")
-    stated = {"recipe": receipt.recipe, DIGEST: receipt.output_sha256}
-    if any(picture.facts.get(name, value) != value for name, value in stated.items()):
+    if not _is_of_output(picture, receipt):
         raise InvalidRequest(f"{REMADE}: export them again")
+
+
+def _is_of_output(picture: AnnotatedPicture, receipt: Receipt) -> bool:
+    """Return whether `picture` states no other output than that of `receipt`."""
+    stated = {"recipe": receipt.recipe, DIGEST: receipt.output_sha256}
+    return all(picture.facts.get(name, value) == value for name, value in stated.items())
 
 
 def _check_version(store: ObjectStore, source: ObjectUri, receipt: Receipt) -> None:

@@ -1,7 +1,7 @@
 """CenterFace as a kind of network that can be trained: it starts from weights, and runs on CPUs."""
 
+import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from training.centerface.losses import CentreLoss, HeatLoss
 from training.centerface.targets import Floats, targets
 from training.data.dataset import FACE
 from training.network import DEFAULT, LEAST_SCORE
-from training.run import WEIGHTS, Run
+from training.run import Run, remedy
 from worker.detection.centerface.known_face import photograph
 from worker.detection.centerface.maps import STRIDE, Layout, decode
 from worker.detection.centerface.measuring import calibrated
@@ -31,7 +31,8 @@ from worker.detection.tf import tf
 from worker.pixels import Pixels
 from worker.process.silence import silenced
 
-DIFFERENCE = "network.json"  # the difference of the network in 8 bits, in the folder of a run
+# In the folder of a run: the difference of the network in 8 bits, and the SHA-256 of its file.
+DIFFERENCE = "network.json"
 # The largest difference of scores and normalised corners between the network and the saved model.
 TOLERANCE = 1e-3
 # The network in 8 bits is left out of an export if its scores differ by more than this on average,
@@ -106,7 +107,8 @@ class CenterFace:
         with silenced():  # LiteRT logs its delegate
             difference = _difference_in_eight_bits(network, flatbuffer, compared, len(self.classes))
         (folder / NETWORK).write_bytes(flatbuffer)
-        (folder / DIFFERENCE).write_text(json.dumps({"difference_in_8_bits": difference}) + "\n")
+        stated = {"difference_in_8_bits": difference, "sha256": _sha256(flatbuffer)}
+        (folder / DIFFERENCE).write_text(json.dumps(stated) + "\n")
 
     def save(self, model: Any, run: Path, folder: Path) -> dict[str, Any]:
         network = centerface.trained(model)
@@ -117,18 +119,39 @@ class CenterFace:
                 f"the saved model differs from the network by {difference:.2g}: it is not used"
             )
         layout = {"classes": len(self.classes), "landmarks": 0}
+        in_8_bits, flatbuffer = _finished(run)
+        if in_8_bits <= MAX_SCORE_DIFFERENCE:
+            (folder / NETWORK).write_bytes(flatbuffer)
+        return {"difference": difference, "maps": layout, "difference_in_8_bits": in_8_bits}
+
+
+def _finished(run: Path) -> tuple[float, bytes]:
+    """Return what `finish` wrote to the folder `run`: the difference, and the network in 8 bits.
+
+    Raise TrainingFailed if it is damaged.
+    """
+    try:
         stated = json.loads((run / DIFFERENCE).read_text())
-        if stated["difference_in_8_bits"] <= MAX_SCORE_DIFFERENCE:
-            shutil.copyfile(run / NETWORK, folder / NETWORK)
-        return {"difference": difference, "maps": layout, **stated}
+        flatbuffer = (run / NETWORK).read_bytes()
+        if stated["sha256"] == _sha256(flatbuffer):
+            return float(stated["difference_in_8_bits"]), flatbuffer
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise TrainingFailed(
+        f"{run / NETWORK} is missing, or not the file that {DIFFERENCE} beside it states: "
+        f"{remedy(run)}"
+    )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _network_of_run(run: Run) -> tuple[Network, tuple[str, ...]]:
     """Return the network of a finished run, and its labels."""
     run.require_finished()
     model = centerface.keras_network(len(run.recipe.classes))
-    path = run.folder / WEIGHTS
-    checkpoint.restore("w", model.weights, checkpoint.load(path), path)
+    checkpoint.restore_finished(run.folder, model)
     return centerface.trained(model), run.recipe.classes
 
 

@@ -20,7 +20,7 @@ from worker.printing import counted
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
 # The usual folders of pictures, relative to the folder of their annotations.
 PICTURE_FOLDERS = (".", "images", "JPEGImages", "../images", "../JPEGImages", "..")
-YOLO_BOX = 5  # numbers of a line: class, centre and sides; a sixth one is a score
+YOLO_BOX = 5  # numbers of a line: class, centre and sides
 YOLO_FURTHEST = 2.0  # a number farther from 0 is no share of a side
 WIDER_FIELDS = 10  # x y w h blur expression illumination invalid occlusion pose
 WIDER_INVALID = 7
@@ -70,7 +70,10 @@ UNREADABLE = (
 )
 """The errors of labels that are damaged, or of another format."""
 
-
+JSON_LINES = (
+    "JSON lines are no format of training data: write receipts with "
+    "`veil receipt export --format coco`"
+)
 # What float() and int() say of a text.
 NOT_CONVERTED = re.compile(r"(?:could not convert|invalid literal) .*?: ('.*')")
 
@@ -119,11 +122,21 @@ def _reason(error: Exception) -> str:
     """Return the cause of `error` in one line."""
     if isinstance(error, KeyError):
         return f"it has no {error.args[0]!r}"
+    if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+        return JSON_LINES
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return f"line {line} is no text in UTF-8"
     if isinstance(error, TypeError | AttributeError | IndexError):
         return "a part of it is of another type than this format has"
     if found := NOT_CONVERTED.match(str(error)):
         return f"{found[1]} is not a number"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _text(file: Path) -> str:
+    """Return the text in `file`, UTF-8 with or without the mark at its beginning."""
+    return file.read_text("utf-8-sig")
 
 
 def _files(source: Path, pattern: str) -> list[Path]:
@@ -142,11 +155,17 @@ def _files(source: Path, pattern: str) -> list[Path]:
 
 def _recognised(source: Path) -> str:
     """Return the name of the format of `source`, recognised by its content."""
+    if source.suffix == ".jsonl":
+        raise DatasetInvalid(f"{source}: {JSON_LINES}")
     if file := _json_file(source):
         try:
-            content = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise DatasetInvalid(f"{file} is no JSON that can be read ({error!s:.120})") from None
+            content = json.loads(_text(file))
+        except OSError as error:
+            raise DatasetInvalid(f"{file} can't be read: {error.strerror}") from None
+        except ValueError as error:
+            raise DatasetInvalid(
+                f"{file} is no JSON that can be read ({_reason(error):.120})"
+            ) from None
         _refuse_no_object(content, file)
         return "coco" if _is_coco(content) else "veil"
     if source.suffix == ".xml" or (source.is_dir() and _files(source, "**/*.xml")):
@@ -222,23 +241,29 @@ def _voc_picture(file: Path, pictures: Sequence[Path]) -> Labelled:
         raise ValueError(f"it has <{root.tag}> at its top{advice if is_cvat else ''}")
     name = root.findtext("filename") or file.stem
     labels = []
-    for item in root.iter("object"):
-        corners = item.find("bndbox")
-        if corners is None:
-            raise ValueError("an object has no bndbox")
-        box = _box([corners.findtext(side, "") for side in ("xmin", "ymin", "xmax", "ymax")])
-        label = item.findtext("name", "").strip()
-        labels.append(Label(label, box, item.findtext("difficult", "0").strip() == "1"))
+    for number, item in enumerate(root.iter("object"), 1):
+        with _reading(f"{file}, object {number},"):
+            labels.append(_voc_label(item))
     path = _picture(name, file.parent, pictures) or _picture(file.stem, file.parent, pictures)
     width, height = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height"))
     return Labelled(name, path, tuple(labels), (width, height) if width and height else None)
+
+
+def _voc_label(item: ElementTree.Element) -> Label:
+    """Return the label that an object of Pascal VOC states."""
+    corners = item.find("bndbox")
+    if corners is None:
+        raise ValueError("it has no bndbox")
+    box = _box([corners.findtext(side, "") for side in ("xmin", "ymin", "xmax", "ymax")])
+    is_ignored = item.findtext("difficult", "0").strip() == "1"
+    return Label(_name(item.findtext("name")), box, is_ignored)
 
 
 def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read COCO: one JSON file with boxes x y width height in pixels; a crowd is ignored."""
     file = _needed_json(source)
     with _reading(file):
-        content = json.loads(file.read_text())
+        content = json.loads(_text(file))
         _refuse_no_object(content, file)
         images, annotations, categories = (
             list(content[key]) for key in ("images", "annotations", "categories")
@@ -246,7 +271,7 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     names: dict[Any, str] = {}
     for number, category in enumerate(categories, 1):
         with _reading(f"{file}, category {_number(category, number)},"):
-            names[_new_id(category, names)] = str(category["name"])
+            names[_new_id(category, names)] = _name(category["name"])
     labels: dict[Any, list[Label]] = {}
     for number, image in enumerate(images, 1):
         with _reading(f"{file}, image {_number(image, number)},"):
@@ -318,24 +343,38 @@ def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     if not files and not any(path.is_dir() for path in folder.rglob("labels")):
         raise ValueError("it has no folder labels: make an empty one if no picture has a face")
     for key in sorted(by_stem.keys() | files.keys()):
-        labels = []
         # A picture without a file has no face.
-        lines = files[key].read_text().splitlines() if key in files else []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                with _reading(f"{files[key]}, line {number},"):
-                    labels.append(_yolo_label(line, names, keypoints))
+        labels = _yolo_labels(files[key], names, keypoints) if key in files else []
         path = by_stem.get(key) or _picture(Path(key).name, folder, pictures)
-        yield Labelled(key, path, tuple(labels), shares=True)
+        name = key + (path.suffix if path else "")
+        yield Labelled(name, path, tuple(labels), shares=True)
+
+
+def _yolo_labels(file: Path, names: Mapping[int, str], keypoints: int) -> list[Label]:
+    """Return the labels in `file`, one in each line that is not empty."""
+    with _reading(file):
+        lines = _text(file).splitlines()
+    labels = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            with _reading(f"{file}, line {number},"):
+                labels.append(_yolo_label(line, names, keypoints))
+    return labels
 
 
 def _yolo_label(line: str, names: Mapping[int, str], keypoints: int) -> Label:
     """Return the label in `line`, in which `keypoints` numbers may follow the box.
 
-    Other numbers after the box are refused, because those of a polygon would be taken for a box.
+    Other numbers after the box are refused, because those of a polygon would be taken for a box,
+    and a score belongs to a prediction that nobody may have looked at.
     """
     numbers = [float(part) for part in line.split()]
-    if len(numbers) not in (YOLO_BOX, YOLO_BOX + 1, YOLO_BOX + keypoints):
+    if len(numbers) == YOLO_BOX + 1:
+        raise ValueError(
+            f"{len(numbers)} numbers, of which the last is the score of a prediction: correct the "
+            "boxes, and export them as labels, without scores"
+        )
+    if len(numbers) not in (YOLO_BOX, YOLO_BOX + keypoints):
         raise ValueError(
             f"{len(numbers)} numbers, not the {YOLO_BOX} of a box: export boxes, not polygons, "
             "or state the kpt_shape of keypoints in data.yaml"
@@ -343,7 +382,7 @@ def _yolo_label(line: str, names: Mapping[int, str], keypoints: int) -> Label:
     index, x, y, width, height = numbers[:YOLO_BOX]
     if not all(abs(share) <= YOLO_FURTHEST for share in (x, y, width, height)):  # false for NaN too
         raise ValueError("a box must be in shares of the picture's sides, from 0 to 1")
-    if not index.is_integer() or (names and int(index) not in names):
+    if not index.is_integer() or (names and not names.get(int(index))):
         raise ValueError(f"the class {index:g} has no name")
     box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     return Label(names.get(int(index), f"{index:g}"), box)
@@ -353,15 +392,17 @@ def _yolo_description(source: Path, folder: Path) -> tuple[dict[int, str], int]:
     """Return the names of the classes, empty if none are stated, and the numbers of keypoints."""
     for file in [*_files(source, "*.yaml"), *_files(source, "*.yml")]:
         with _reading(file):
-            content = yaml.safe_load(file.read_text()) or {}
+            content = yaml.safe_load(_text(file)) or {}
             names = content.get("names") or []
             keypoints = math.prod(content.get("kpt_shape") or [0])
             if names or keypoints:
                 named = names.items() if isinstance(names, dict) else enumerate(names)
-                return {int(index): str(name) for index, name in named}, keypoints
+                texts = {int(index): "" if name is None else str(name) for index, name in named}
+                return {index: text.strip() for index, text in texts.items()}, keypoints
     for name in ("classes.txt", "obj.names"):
         for file in sorted(folder.rglob(name)):
-            return dict(enumerate(file.read_text().split())), 0
+            with _reading(file):
+                return dict(enumerate(map(str.strip, _text(file).splitlines()))), 0
     return {}, 0
 
 
@@ -393,7 +434,8 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     Faces that are marked invalid are ignored.
     """
     for file in _files(source, "**/*_bbx_gt.txt"):
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        with _reading(file):
+            lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
         folders = [
             *pictures,
             *sorted(path for path in file.parent.parent.glob("**/images") if path.is_dir()),
@@ -434,7 +476,7 @@ def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """
     file = _needed_json(source)
     with _reading(file):
-        content = json.loads(file.read_text())
+        content = json.loads(_text(file))
         _refuse_no_object(content, file)
         images = list(content["images"])
     for number, image in enumerate(images, 1):
@@ -449,8 +491,8 @@ def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]
     names = image.get("labels") or ["face"] * len(faces)
     if len(names) != len(faces):
         raise ValueError(f"{counted(len(faces), 'face')} and {counted(len(names), 'label')}")
-    labels = [Label(str(name), _json_box(box)) for name, box in zip(names, faces, strict=True)]
-    labels += [Label(str(item["label"]), _json_box(item["box"])) for item in objects or []]
+    labels = [Label(_name(name), _json_box(box)) for name, box in zip(names, faces, strict=True)]
+    labels += [Label(_name(item["label"]), _json_box(item["box"])) for item in objects or []]
     labels += [Label("ignore", _json_box(box), ignored=True) for box in image.get("ignore", [])]
     size = (
         (int(image["width"]), int(image["height"]))
@@ -459,6 +501,14 @@ def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]
     )
     path = _picture(image["file"], file.parent, pictures)
     return Labelled(image["file"], path, tuple(labels), size)
+
+
+def _name(label: Any) -> str:
+    """Return the name of a label; ValueError if it has none, which no option could map."""
+    name = "" if label is None else str(label).strip()
+    if not name:
+        raise ValueError("a label has no name")
+    return name
 
 
 def _json_box(sides: Any) -> Box:

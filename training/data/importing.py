@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -175,9 +176,11 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
 def _check_mapping(choice: Choice, labels: Set[str]) -> None:
     for name, target in choice.mapping.items():
         if target not in (*choice.classes, IGNORE, DROP):
+            wanted = dict.fromkeys(choice.mapping.values())
+            classes = ",".join(label for label in wanted if label not in (IGNORE, DROP))
             raise DatasetInvalid(
                 f"the label {name!r} can become {', '.join(choice.classes)}, {IGNORE} or {DROP}, "
-                f"not {target!r}"
+                f"not {target!r}: make it a class with --classes {shlex.quote(classes)}"
             )
         # Other labels may be mapped to a class that no box has as its own label.
         is_own = name == target and any(
@@ -459,11 +462,16 @@ def _placed(work: Path, folder: Path) -> Dataset:
         return replace(made, folder=folder)
     earlier = Dataset.load(folder)
     if earlier.digest != made.digest:
-        raise DatasetInvalid(
-            f"{folder} holds another data set, of {len(earlier.pictures):,} pictures: "
-            "choose another --to, or remove it"
-        )
+        held = f"another data set, of {len(earlier.pictures):,} pictures"
+        if _without_splits(earlier) == _without_splits(made):
+            held = "the same pictures with other splits, of another --val or --test"
+        raise DatasetInvalid(f"{folder} holds {held}: choose another --to, or remove it")
     return earlier
+
+
+def _without_splits(made: Dataset) -> str:
+    """Return the digest that the data set would have if no picture had a split."""
+    return dataset.digest((replace(each, split="") for each in made.pictures), made.labels)
 
 
 def _has_data_set(folder: Path) -> bool:

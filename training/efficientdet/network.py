@@ -16,7 +16,7 @@ from training.efficientdet import anchors
 from training.efficientdet.losses import BoxLoss, FocalLoss
 from training.efficientdet.model import SIZES, efficientdet, load_backbone
 from training.network import LEAST_SCORE
-from training.run import DESCRIPTION, WEIGHTS, Run
+from training.run import DESCRIPTION, Run
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
 
@@ -66,8 +66,7 @@ class EfficientDet:
                 f"--start {folder} knows {', '.join(run.recipe.classes)}, and an EfficientDet "
                 "can't get other classes: use --start default"
             )
-        path = folder / WEIGHTS
-        checkpoint.restore("w", model.weights, checkpoint.load(path), path)
+        checkpoint.restore_finished(folder, model)
 
     def frozen(self, model: Any) -> list[Any]:  # noqa: ARG002
         return []

@@ -274,7 +274,7 @@ def import_boxes(
     routes, keys = settings.parsed_routes(), settings.receipt_keys()
     corrections = boxes.Corrections(ObjectStore.connect(settings), routes, keys)
     wanted = []
-    problems = showing = 0
+    problems = showing = outdated = 0
     for picture in pictures:
         found = corrections.of(picture)
         if found.wanted is not None and counts[picture.name] > 1:
@@ -283,6 +283,7 @@ def import_boxes(
         _print_correction(found, as_json)
         problems += found.problem is not None
         showing += bool(found.removed)
+        outdated += found.outdated
         if found.wanted is not None and (show_faces or not found.removed):
             wanted.append(found.wanted)
     left_out = 0 if show_faces else showing
@@ -294,6 +295,8 @@ def import_boxes(
     done = "would be enqueued" if dry_run else "enqueued"
     unchanged = len(pictures) - len(wanted) - left_out - problems
     print_summary(f"{len(wanted):,} {done}, {unchanged:,} unchanged, {problems:,} refused")
+    if outdated:
+        print_summary(f"{counted(outdated, 'unchanged output')} made again since the export")
     if left_out or (dry_run and showing):
         advice = "" if show_faces else ": look at each, and give --show-faces"
         print_summary(f"{counted(showing, 'picture')} would show a face{advice}")
@@ -345,6 +348,7 @@ def _print_correction(found: "Correction", as_json: bool) -> None:
             "extra": found.added,
             "exempt": found.removed,
             "problem": found.problem,
+            "outdated": found.outdated,
         }
         print(json.dumps(line), flush=True)
     elif found.problem is not None:

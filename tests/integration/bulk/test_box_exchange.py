@@ -135,6 +135,12 @@ def test_boxes_of_an_output_that_was_made_again_are_refused(
     make_of(again, "a.jpg", b"first")
     receipt("export", "s3://clean/again", "--format", form, "-o", path)
     make_of(again, "a.jpg", b"second")
+    done = receipt("import", path)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "0 enqueued, 1 unchanged, 0 refused",
+        "1 unchanged output made again since the export",
+    ]
     text = path.read_text()
     without_face = {
         "coco": re.sub(r'(?s)"annotations": \[.*\],\n"cat', '"annotations": [],\n"cat', text),
@@ -177,6 +183,7 @@ def test_a_new_box_is_hidden_and_a_removed_one_stays_clear(archive, receipt, una
         "extra": [[2, 1, 3, 2], polygon],
         "exempt": [BOX],
         "problem": None,
+        "outdated": False,
     }
     assert "0 would be enqueued" in rehearsed.stderr
     assert "1 picture would show a face: look at each, and give --show-faces" in rehearsed.stderr

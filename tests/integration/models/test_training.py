@@ -269,8 +269,12 @@ def test_a_side_that_the_network_can_not_take_makes_no_folder(dataset, tmp_path,
 def test_two_processes_do_not_train_in_one_folder(dataset, tmp_path):
     run = Run.open(tmp_path / "run", RECIPE, dataset.digest)
 
-    with run.held(), pytest.raises(TrainingFailed, match="another process trains"):
-        fit(tmp_path / "run", dataset)
+    def begun():
+        raise AssertionError("a run began that can't")
+
+    said = "another process trains in .*: wait for its end, or choose another --to"
+    with run.held(), pytest.raises(TrainingFailed, match=said):
+        fit(tmp_path / "run", dataset, begun=begun)
 
 
 def test_an_empty_split_and_pictures_that_are_gone_are_refused(dataset, tmp_path):

@@ -126,6 +126,20 @@ def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch
     assert not list(run.folder.glob(".saved_model*"))
 
 
+def test_a_saved_model_that_was_changed_is_saved_anew(run, exported, tmp_path):
+    copied = Run.load(shutil.copytree(run.folder, tmp_path / "run"))
+    made = copied.folder / "saved_model"
+    before = digest_of(made)
+    for name in ("saved_model.pb", "veil.json"):
+        with (made / name).open("ab") as file:
+            file.write(b"junk")
+        assert digest_of(made) != before
+
+        assert exporting.saved_model(copied) == made
+        assert json.loads((made / "veil.json").read_text())["labels"] == {"1": "FACE"}
+        assert b"junk" not in (made / name).read_bytes()
+
+
 def test_the_zip_is_the_folder(exported, cache):
     with zipfile.ZipFile(exported.zip) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
@@ -197,7 +211,7 @@ def test_a_model_that_workers_refuse_is_not_exported(exported, tmp_path, monkeyp
         exporting.export(large, to, SCORE / 2)
 
     assert str(refused.value) == (
-        f"{to / exporting.ZIP} covers 100% of a photograph with one face with what it finds, "
+        f"{large.folder} covers 100% of a photograph with one face with what it finds, "
         "more than 80%: train it longer, or raise its score threshold, which is 0.075"
     )
     assert (to / exporting.ZIP).read_bytes() == before

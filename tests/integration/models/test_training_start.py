@@ -1,6 +1,7 @@
 """Fine-tuning starts from the default model: it detects alike, and learns other classes."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from training.backend import keras
 from training.batches import Batches
 from training.centerface import model as centerface
 from training.centerface.losses import CentreLoss, HeatLoss
-from training.centerface.network import CenterFace
+from training.centerface.network import DIFFERENCE, CenterFace
 from training.data import formats, importing
 from training.data.importing import Choice
 from training.efficientdet.network import EfficientDet
@@ -33,6 +34,7 @@ from worker.detection.centerface.known_face import (
 )
 from worker.detection.credible import credible
 from worker.detection.litert import QuantizedModel
+from worker.detection.model import NETWORK
 from worker.detection.saved_model import SavedModel
 from worker.models import load_untested_model
 from worker.settings import WorkerSettings
@@ -116,6 +118,32 @@ def test_the_export_states_its_labels_and_the_differences(run, exported):
     assert stated["recipe"] == run.recipe.digest
     assert stated["difference_in_8_bits"] < 0.05
     assert exported.difference < 1e-3
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run without its SavedModel, whose files a test may damage."""
+    shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("saved_model*"))
+    return Run.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [NETWORK, DIFFERENCE, WEIGHTS])
+def test_a_damaged_result_is_named_and_made_anew_from_the_last_checkpoint(
+    copied, run, dataset, name, tmp_path
+):
+    file = copied.folder / name
+    file.write_bytes(file.read_bytes()[:20])
+
+    advice = f"remove {copied.folder / WEIGHTS}, and give the same `veil train fit` with --finish"
+    with pytest.raises(TrainingFailed, match=re.escape(advice)) as refused:
+        exporting.export(copied, tmp_path / "export", 0.17)
+    assert name in str(refused.value)
+    assert not (tmp_path / "export").exists()
+
+    (copied.folder / WEIGHTS).unlink()
+    fitting.fit(copied, dataset, DEFAULT, 1, lambda line: None, ends_here=True)
+    assert (copied.folder / WEIGHTS).read_bytes() == (run.folder / WEIGHTS).read_bytes()
+    assert exporting.export(copied, tmp_path / "export", 0.17).zip.is_file()
 
 
 def test_the_first_steps_of_a_fine_tuning_keep_what_the_default_model_knows(dataset):

@@ -129,10 +129,9 @@ def test_a_stopped_run_says_what_is_kept(kept, logged, said, tmp_path, capsys):
 def test_a_resumed_run_says_after_which_step(tmp_path, capsys):
     checkpoint.save(tmp_path / CHECKPOINT, {"step": np.array(4)})
 
-    with cli._resumable(Run.open(tmp_path, RECIPE, "d" * 64)):
-        pass
+    cli._print_start(Run.open(tmp_path, RECIPE, "d" * 64), every=None, as_json=False)
 
-    assert capsys.readouterr().err == f"veil: resuming {tmp_path} after step 4\n"
+    assert capsys.readouterr() == ("", f"veil: resuming {tmp_path} after step 4\n")
 
 
 @pytest.fixture
@@ -375,6 +374,19 @@ def test_an_export_replaces_the_default_model_only_if_it_hides_faces_as_well(
     exported = SimpleNamespace(zip="made.zip", metadata=metadata)
 
     assert cli._setting_line(exported) == setting
+
+
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        ({"1": "FACE"}, "VEIL_MODEL='my models/made.zip'"),
+        ({"1": "plate"}, "VEIL_MODELS='default,my models/made.zip'"),
+    ],
+)
+def test_the_setting_can_be_pasted_into_a_shell(labels, line):
+    exported = SimpleNamespace(zip="my models/made.zip", metadata={"labels": labels})
+
+    assert cli._setting_line(exported) == line
 
 
 @pytest.mark.parametrize(

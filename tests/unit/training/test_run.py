@@ -1,10 +1,13 @@
 """Runs on disk: only one that has made a step keeps others out of its folder."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 
 from tasks.errors import TrainingFailed
+from training import checkpoint
 from training.run import CHECKPOINT, DESCRIPTION, EVALUATION, LOCK, LOG, WEIGHTS, Recipe, Run
 
 IMAGENET = Recipe("d0", 128, 2, 6, 0.01, 3, False, "imagenet", "float32")
@@ -74,6 +77,24 @@ def test_a_run_that_another_process_began_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(TrainingFailed, match="not --weights none"), late.held():
         pass
     assert Run.load(tmp_path).recipe == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("has_checkpoint", "advice"),
+    [
+        (True, "remove {}, and give the same `veil train fit` with --finish, which makes"),
+        (False, "start the run anew"),
+    ],
+)
+def test_weights_that_are_damaged_can_be_made_anew_from_a_checkpoint(
+    has_checkpoint, advice, tmp_path
+):
+    (tmp_path / WEIGHTS).write_bytes(b"damaged")
+    if has_checkpoint:
+        (tmp_path / CHECKPOINT).touch()
+
+    with pytest.raises(TrainingFailed, match=re.escape(advice.format(tmp_path / WEIGHTS))):
+        checkpoint.restore_finished(tmp_path, SimpleNamespace(weights=[]))
 
 
 @pytest.mark.parametrize(

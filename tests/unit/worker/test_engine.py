@@ -238,6 +238,13 @@ def test_anything_but_rgb_in_8_bits_is_refused_by_name(anonymizer, given, method
 
 
 @pytest.mark.parametrize("method", ["anonymize_array", "detect"])
+def test_what_is_no_picture_is_told_what_each_method_takes(anonymizer, method):
+    said = "a NumPy array or a Pillow image or, for anonymize and detect, a file .*, not list"
+    with pytest.raises(InvalidRequest, match=said):
+        getattr(anonymizer, method)([[0, 0, 0]])
+
+
+@pytest.mark.parametrize("method", ["anonymize_array", "detect"])
 def test_an_array_over_the_limit_is_refused(anonymizer, method):
     with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
         getattr(anonymizer, method)(np.zeros((1000, 1001, 3), np.uint8))

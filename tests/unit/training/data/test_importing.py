@@ -80,6 +80,8 @@ def test_yolo_agrees_but_for_what_it_cannot_say(pictures, tmp_path):
 
     assert yolo.dataset.digest == voc.dataset.digest
     assert yolo.labels_before == {"with_mask": 8, "bare": 4}
+    without = yolo.problems[importing.WITHOUT].pictures
+    assert without == sorted(voc.problems[importing.WITHOUT].pictures)
 
 
 def test_development_pictures_give_one_digest_from_voc_and_coco(data, tmp_path):
@@ -313,7 +315,14 @@ def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
     ("choice", "said"),
     [
         (Choice({"hat": "FACE"}), r"no box has the label 'hat': there are bare, ignore, with_mask"),
-        (Choice({"bare": "HAT"}), r"'bare' can become FACE, ignore or drop, not 'HAT'"),
+        (
+            Choice({"bare": "HAT"}),
+            r"'bare' can become FACE, ignore or drop, not 'HAT': make it .* --classes HAT$",
+        ),
+        (
+            Choice.of({"with_mask": "HAT", "ignore": "drop"}, 0, 0, ["bare"]),
+            r"'with_mask' can become bare, ignore or drop, not 'HAT': .* --classes bare,HAT$",
+        ),
         (Choice({"bare": "ignore"}), r"no picture has a face"),
         (Choice(val=0.0001, test=0), r"the split 'val' would have no face"),
     ],
@@ -371,14 +380,22 @@ def coco_with(annotation):
 
 
 VOC_BOX = "<xmin>1</xmin><ymin>2</ymin><xmax>{}</xmax><ymax>9</ymax>"
-VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
+VOC_OBJECT = f"<object><name>{{}}</name><bndbox>{VOC_BOX}</bndbox></object>"
+
+
+def voc_with(side, name="face"):
+    return f"<annotation>{VOC_OBJECT.format('face', 8)}{VOC_OBJECT.format(name, side)}</annotation>"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("Annotations/b.xml", "<annotation>", r"b\.xml is not voc, or damaged \(no element found"),
-        ("Annotations/b.xml", VOC.format("wide"), r"b\.xml is not voc, .*'wide' in a box is not"),
+        (
+            "Annotations/b.xml",
+            voc_with("wide"),
+            r"b\.xml, object 2, is not voc, .*'wide' in a box is not",
+        ),
         (
             "boxes.xml",
             '<annotations><image name="a.jpg"/></annotations>',
@@ -432,7 +449,24 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
             coco_with({"bbox": [1, 2, float("inf"), 4]}),
             r"a\.json, annotation 7, .*inf in a box is not a finite number",
         ),
-        ("Annotations/b.xml", VOC.format("nan"), r"b\.xml is not voc, .*'nan' in a box is not"),
+        (
+            "Annotations/b.xml",
+            voc_with("nan"),
+            r"b\.xml, object 2, is not voc, .*'nan' in a box is not",
+        ),
+        (
+            "a.json",
+            '{"name": "a.jpg"}\n{"name": "b.jpg"}\n',
+            r"a\.json is no JSON .*JSON lines are no .*`veil receipt export --format coco`",
+        ),
+        ("Annotations/b.xml", voc_with(8, name=" "), r"b\.xml, object 2, .*a label has no name"),
+        ("a.json", coco_of(categories=[{"id": 1, "name": ""}]), r"category 1, .*no name"),
+        ("a.json", coco_of(categories=[{"id": 1, "name": None}]), r"category 1, .*no name"),
+        (
+            "a.json",
+            '{"images": [{"file": "a.jpg", "faces": [[1, 2, 3, 4]], "labels": [""]}]}',
+            r"a\.json, picture 1, .*a label has no name",
+        ),
         (
             "a.json",
             coco_with({"category_id": 9}),
@@ -457,6 +491,11 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
         ),
         ("labels/b.txt", "0 .5 .5 .1 .1\n0 .5 half .1 .1\n", r"labels/b\.txt, line 2, is not yolo"),
         ("labels/b.txt", "0 100 80 20 30\n", r"b\.txt, line 1, .*shares of the picture's sides"),
+        (
+            "labels/b.txt",
+            "0 .5 .5 .1 .1 .93\n",
+            r"line 1, .*6 numbers, of which the last is the score of a prediction",
+        ),
         ("labels/b.txt", "0 .5 .5 nan .1\n", r"b\.txt, line 1, .*shares of the picture's sides"),
         ("labels/b.txt", "0 .1 .1 .2 .1 .2 .2 .1 .2\n", r"line 1, .*9 numbers, not the 5 of a box"),
         ("w_bbx_gt.txt", "a.jpg\n2\n1 2 3 4\n", r"gt\.txt, picture a\.jpg, .*ends within it"),
@@ -467,7 +506,7 @@ def test_a_damaged_label_is_named_with_its_file(tmp_path, name, content, said):
     file.parent.mkdir(exist_ok=True)
     file.write_text(content)
     if file.suffix == ".xml":
-        (file.parent / "a.xml").write_text(VOC.format("8"))
+        (file.parent / "a.xml").write_text(voc_with(8))
 
     with pytest.raises(DatasetInvalid, match=said):
         formats.read(tmp_path, None, [])
@@ -504,15 +543,73 @@ def test_a_yolo_source_without_labels_is_refused_unless_it_says_so(pictures, tmp
     assert picture.labels == ()
 
 
+NOT_UTF8 = b"0 .5 .5 .1 .1\n\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "line"),
+    [
+        ("labels/b.txt", "yolo", 2),
+        ("classes.txt", "yolo", 2),
+        ("data.yaml", "yolo", 2),
+        ("w_bbx_gt.txt", "wider", 2),
+        ("a.json", "coco", 2),
+        ("a.json", "veil", 2),
+    ],
+)
+def test_labels_in_another_encoding_are_named_with_file_and_line(tmp_path, name, form, line):
+    file = tmp_path / name
+    (tmp_path / "labels").mkdir()
+    file.write_bytes(NOT_UTF8)
+
+    with pytest.raises(DatasetInvalid) as raised:
+        formats.read(tmp_path, form, [])
+    said = f"{file} is not {form}, or damaged (line {line} is no text in UTF-8)"
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "wider", "veil"])
+def test_labels_may_begin_with_the_mark_of_utf8(form, pictures, tmp_path):
+    bare = [(path, [label for label in labels if not label[2]]) for path, labels in pictures]
+    write = WRITERS.get(form, label_formats.write_yolo)
+    write(bare, tmp_path / form)
+    plain = formats.read(tmp_path / form, form, [])
+    for file in (path for path in (tmp_path / form).rglob("*.*") if not path.is_symlink()):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+
+    assert formats.read(tmp_path / form, None, []) == plain
+
+
+def test_json_lines_lead_to_the_export_that_can_be_imported(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"name": "s3://clean/a.jpg", "shapes": []}\n')
+
+    with pytest.raises(DatasetInvalid, match=r"b\.jsonl: .*`veil receipt export --format coco`"):
+        formats.read(tmp_path / "b.jsonl", None, [])
+
+
+def test_a_class_of_a_list_may_have_blanks_in_its_name_and_needs_one(tmp_path):
+    source = yolo(tmp_path, "1 .5 .5 .1 .1\n")
+    (tmp_path / "classes.txt").write_text("with mask\nlicence plate\n")
+
+    ((label,),) = (each.labels for each in formats.read(source, None, []))
+    assert label.name == "licence plate"
+    for names in ("with mask\n\n", "with mask\n"):
+        (tmp_path / "classes.txt").write_text(names)
+        with pytest.raises(DatasetInvalid, match=r"a\.txt, line 1, .*the class 1 has no name"):
+            formats.read(source, None, [])
+    (tmp_path / "data.yaml").write_text("names: {0: face, 1: }\n")
+    with pytest.raises(DatasetInvalid, match=r"a\.txt, line 1, .*the class 1 has no name"):
+        formats.read(source, None, [])
+
+
 @pytest.mark.parametrize(
     ("line", "description"),
     [
         ("0 .5 .5 .2 .4", ""),
-        ("0 .5 .5 .2 .4 .93", ""),  # a score
         ("0 .5 .5 .2 .4 .45 .4 2 .55 .4 2", "kpt_shape: [2, 3]\n"),
     ],
 )
-def test_a_yolo_box_may_have_a_score_or_keypoints(tmp_path, line, description):
+def test_a_yolo_box_may_have_keypoints(tmp_path, line, description):
     ((label,),) = (
         each.labels for each in formats.read(yolo(tmp_path, line, description), None, [])
     )
@@ -650,6 +747,8 @@ def test_the_same_again_changes_nothing_and_something_else_is_refused(pictures, 
     assert imported(source, tmp_path / "set").dataset == first
     with pytest.raises(DatasetInvalid, match="set holds another data set, of 12 pictures: choose"):
         imported(source, tmp_path / "set", Choice({"bare": "FACE"}, 0, 0))
+    with pytest.raises(DatasetInvalid, match="set holds the same pictures with other splits, of"):
+        imported(source, tmp_path / "set", Choice(val=0.5, test=0))
     assert Dataset.load(tmp_path / "set") == first
     with pytest.raises(OutputFailed, match=r"voc holds something else \(Annotations\): choose"):
         imported(source, tmp_path / "voc")
