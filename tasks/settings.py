@@ -102,7 +102,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
     _parsed_routes: Routes = PrivateAttr()
 
@@ -335,8 +339,9 @@ class Settings(BaseSettings):
     def _endpoint_scheme(cls, value: str | None) -> str | None:
         if not value:
             return None
-        if not _has_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
-            raise ValueError("must look like http://HOST:PORT, without a user or a password")
+        is_server = _has_server(value, ("http", "https")) and "@" not in urlsplit(value).netloc
+        if not is_server or "?" in value or "#" in value:
+            raise ValueError("must look like http://HOST:PORT, without a user, a password, ? or #")
         return value
 
     @field_validator("s3_region")
