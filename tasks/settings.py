@@ -695,6 +695,8 @@ def _check_options(address: SplitResult) -> None:
             raise ValueError(f"{name} needs TLS: rediss://HOST:PORT/0")
         if name == "ssl_cert_reqs" and value not in CERTIFICATE_CHECKS:
             raise ValueError(f"{name} must be one of {', '.join(CERTIFICATE_CHECKS)}")
+        if name == "ssl_ca_certs" and (problem := tls_errors.authorities_problem(value)):
+            raise ValueError(f"{name}: {problem}")
         if name in TLS_FILES:
             try:
                 Path(value).open("rb").close()

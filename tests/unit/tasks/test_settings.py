@@ -3,11 +3,13 @@
 import os
 import pickle
 import re
+import shutil
 import sys
 from dataclasses import replace
 from typing import Annotated, Literal
 from urllib.parse import quote
 
+import botocore.httpsession
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -278,6 +280,7 @@ def test_misspelt_and_wrong_settings_are_named_together(monkeypatch):
         ("redis://host/0?ssl_ca_certs=ca.pem", "ssl_ca_certs needs TLS: rediss://"),
         ("rediss://host/0?ssl_ca_cert=ca.pem", "ssl_ca_cert is no option of the address"),
         ("rediss://host/0?ssl_ca_certs=no/ca.pem", "ssl_ca_certs: no/ca.pem can't be read (No"),
+        (f"rediss://host/0?ssl_ca_certs={__file__}", f"ssl_ca_certs: {__file__} has no certificat"),
         ("redis://host/0?foo=1", "foo is no option of the address: only those of TLS are, such as"),
         ("redis://host?db=3", "db is no option of the address"),
         ("rediss://host/0?ssl_cert_reqs=off", "ssl_cert_reqs must be one of required, optional"),
@@ -289,7 +292,7 @@ def test_a_tls_option_that_no_connection_could_use_is_named(load, url, problem):
 
 
 def test_tls_options_of_redis_and_of_celery_are_taken(load, tmp_path):
-    (tmp_path / "ca.pem").touch()
+    shutil.copy(botocore.httpsession.where(), tmp_path / "ca.pem")
     for check in ("required", "CERT_REQUIRED"):
         url = f"rediss://host/0?ssl_ca_certs={tmp_path}/ca.pem&ssl_cert_reqs={check}"
         assert load(redis_url=url).broker_url() == url
