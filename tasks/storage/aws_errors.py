@@ -205,7 +205,13 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
 
 
 def _no_store(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> StorageUnavailable | None:
-    """Return the error for an answer that is not that of a store, else None."""
+    """Return the error for an answer from a wrong endpoint, else None."""
+    missing = error.response.get("Error", {}).get("BucketName") or place.bucket
+    if code(error) == "NoSuchBucket" and missing != place.bucket:
+        # The first part of the endpoint's path, or of its host.
+        return StorageUnavailable(
+            f"{place}: the store takes {missing!r:.60} for the bucket: correct {STORE}"
+        )
     if not is_of_no_store(error):
         return None
     return StorageUnavailable(

@@ -51,6 +51,15 @@ def test_an_issuer_that_is_not_trusted_is_called_so(private, monkeypatch):
     assert found.endswith("name the file of its issuer in AWS_CA_BUNDLE")
 
 
+def test_an_endpoint_with_a_path_that_the_store_takes_for_a_bucket_is_to_be_corrected(
+    s3, monkeypatch
+):
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    found = reason(s3_endpoint=f"{s3.endpoint}/sub")
+    assert found == "s3://raw/: the store takes 'sub' for the bucket: correct VEIL_S3_ENDPOINT"
+
+
 def test_an_unreachable_sts_is_not_called_the_store(s3, monkeypatch):
     server = f"{HOST}:{free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://{server}")
