@@ -170,7 +170,7 @@ class Rule(BaseModel):
     visible.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     method: Method | None = None
     region: Region | None = None
@@ -209,7 +209,7 @@ class AnonymizeOptions(BaseModel):
     `rules` are rules by label, which replace those of VEIL_RULES value by value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     method: Method | None = None
     region: Region | None = None

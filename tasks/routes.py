@@ -48,7 +48,7 @@ class Route:
         if len(destination) != 1:
             hint = "; a comma separates routes" if len(destination) > 1 else ""
             raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean{hint}")
-        return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
+        return cls(parse_place(source), parse_place(destination[0]))
 
     def takes(self, key: str) -> bool:
         """Return whether the route takes a source with this key."""
@@ -224,6 +224,16 @@ class Routes:
                 f"{output} is outside {route.destination}, where {self.setting} lets outputs go"
             )
         _check_output(route, output)
+
+
+def parse_place(text: str) -> PrefixUri:
+    """Return the place of a route in `text`. Raises InvalidRequest for one in RESERVED too."""
+    place = PrefixUri.parse(text)
+    if reserved_folder(place.prefix):
+        raise InvalidRequest(
+            f"{place} is in {RESERVED}, which is kept for receipts: choose another place"
+        )
+    return place
 
 
 def reserved_folder(key: str) -> str | None:

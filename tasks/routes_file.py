@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from .addresses import PrefixUri
 from .errors import InvalidRequest
 from .output_names import OutputNames
-from .routes import Priority, Route, Routes
+from .routes import Priority, Route, Routes, parse_place
 from .signatures import Key
 from .wrong_values import in_words, of_form
 
@@ -22,6 +22,7 @@ SETTING = "VEIL_ROUTES_FILE"
 TABLE = "routes"  # the table of the file that has a table for each route
 MAX_ROUTES = 500  # Each has time series of its own.
 MAX_BYTES = 1 << 20
+PLACES = ("source", "destination")  # the keys that every route has
 NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 SUFFIX = r"^[^,/\s]{1,64}$"
 # The settings of workers that a route may have in place of those of VEIL_…, by their names there.
@@ -51,7 +52,7 @@ CheckSettings = Callable[[Mapping[str, Any]], list[Problem]]
 
 def _address(text: str) -> str:
     try:
-        return str(PrefixUri.parse(text))
+        return str(parse_place(text))
     except InvalidRequest as error:
         raise ValueError(str(error)) from None
 
@@ -92,8 +93,8 @@ class RouteEntry(BaseModel):
         suffixes = tuple(self.suffixes)
         is_hashed = self.output_names == "hash"
         return Route(
-            PrefixUri.parse(self.source),
-            PrefixUri.parse(self.destination),
+            parse_place(self.source),
+            parse_place(self.destination),
             name,
             suffixes,
             dict(self.model_extra or {}),
@@ -115,12 +116,13 @@ def read_routes(path: Path, check: CheckSettings, names_key: Key | None = None) 
         found, wrong = _parsed(name, table, check, names_key)
         routes += found
         problems += [f"[{TABLE}.{name:.60}] {problem}" for problem in wrong]
-    if not problems:
-        try:
-            return Routes(_with_priorities(routes), SETTING)
-        except InvalidRequest as error:
-            problems.append(str(error))
-    raise ValueError(f"{path}: {'; '.join(problems)}")
+    try:
+        read = Routes(_with_priorities(routes), SETTING)
+    except InvalidRequest as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+    return read
 
 
 def _with_priorities(routes: list[Route]) -> tuple[Route, ...]:
@@ -159,7 +161,10 @@ def _tables(path: Path) -> dict[str, Any]:
 def _parsed(
     name: str, table: Any, check: CheckSettings, names_key: Key | None
 ) -> tuple[list[Route], list[str]]:
-    """Return the route in `table` if it is valid, and a line for each problem."""
+    """Return the route in `table`, and a line for each problem.
+
+    With a problem, the route has its places alone. If they are not valid, there is no route.
+    """
     if not isinstance(table, dict):
         return [], ["is no table of keys and values"]
     problems = list(_problems_of_name(name))
@@ -173,7 +178,16 @@ def _parsed(
             problems.append(_line("output_names", NO_NAMES_KEY))
     problems += _unknown_keys(table)
     problems += [_line(key, _with_keys(problem)) for key, problem in check(settings)]
-    return ([] if problems else [entry.route(name, names_key)]), problems
+    if problems:
+        return list(_with_places_alone(name, table)), problems
+    return [entry.route(name, names_key)], []
+
+
+def _with_places_alone(name: str, table: Mapping[str, Any]) -> Iterator[Route]:
+    """Yield the route in `table` without its other keys, if its places are valid."""
+    places = {key: value for key, value in table.items() if key in PLACES}
+    with suppress(ValidationError):
+        yield RouteEntry.model_validate(places).route(name, None)
 
 
 def _with_keys(problem: str) -> str:

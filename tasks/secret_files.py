@@ -32,8 +32,10 @@ def read(
         except UnicodeDecodeError:
             problems.append(f"{named}: {path} is no text in UTF-8")
         else:
-            if secret.strip():
-                values[variable] = secret
-            else:
+            if not secret.strip():
                 problems.append(f"{named}: {path} is empty")
+            elif "\n" in secret or "\r" in secret:
+                problems.append(f"{named}: {path} has several lines: a secret is one line")
+            else:
+                values[variable] = secret
     return values, problems

@@ -102,7 +102,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
     _parsed_routes: Routes = PrivateAttr()
 
@@ -335,8 +339,9 @@ class Settings(BaseSettings):
     def _endpoint_scheme(cls, value: str | None) -> str | None:
         if not value:
             return None
-        if not _has_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
-            raise ValueError("must look like http://HOST:PORT, without a user or a password")
+        is_server = _has_server(value, ("http", "https")) and "@" not in urlsplit(value).netloc
+        if not is_server or "?" in value or "#" in value:
+            raise ValueError("must look like http://HOST:PORT, without a user, a password, ? or #")
         return value
 
     @field_validator("s3_region")
@@ -694,6 +699,8 @@ def _check_options(address: SplitResult) -> None:
             raise ValueError(f"{name} needs TLS: rediss://HOST:PORT/0")
         if name == "ssl_cert_reqs" and value not in CERTIFICATE_CHECKS:
             raise ValueError(f"{name} must be one of {', '.join(CERTIFICATE_CHECKS)}")
+        if name == "ssl_ca_certs" and (problem := tls_errors.authorities_problem(value)):
+            raise ValueError(f"{name}: {problem}")
         if name in TLS_FILES:
             try:
                 Path(value).open("rb").close()

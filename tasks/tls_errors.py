@@ -62,6 +62,17 @@ def wants_certificate(error: BaseException) -> bool:
     )
 
 
+def authorities_problem(path: str) -> str | None:
+    """Return why no certificates to trust can be read from the file at `path`, or None."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        return f"{path} has no certificate in the PEM format"
+    except OSError as error:
+        return f"{path} can't be read ({error.strerror})"
+    return None
+
+
 def client_certificate_problem(
     certificate: str | None, key: str | None, password: str | None
 ) -> str | None:

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from tasks import core_dumps
 from tasks.errors import NothingFound, QueueUnavailable, VeilError
+from tasks.extras import not_installed
 from worker.commands.command import HELP_FLAGS, USAGE_ERROR, CommandGroup
 from worker.commands.exit_codes import ExitCode
 from worker.printing import print_note, print_system_error
@@ -125,7 +126,7 @@ def _run() -> Any:
         return ExitCode.FAILED if isinstance(error, NothingFound) else ExitCode.UNUSABLE
     except ModuleNotFoundError as error:
         extra = "training" if sys.argv[1:2] == ["train"] else "worker"
-        print_note(f"{error.name} is not installed here: pip install 'veil[{extra}]'")
+        print_note(not_installed(str(error.name), extra))
         return ExitCode.UNUSABLE
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -9,6 +9,7 @@ from celery.concurrency.thread import TaskPool
 
 from ..early_stop import stop_at_once_on_signals
 from ..errors import Permanent, SettingsInvalid, Transient
+from ..extras import not_installed
 from ..redis.clients import check_accepted
 from ..results import WORKERS_PACKAGE
 from .attempts import Deliveries
@@ -39,7 +40,7 @@ def installed_pipeline(app: Any, deliveries: Deliveries, name: str) -> Pipeline:
     try:
         pipeline: Pipeline = builder.load()(app, deliveries.record_stall, name)
     except ModuleNotFoundError as error:
-        _refuse(f"{error.name} is not installed here: pip install 'veil[worker]'")
+        _refuse(not_installed(str(error.name), "worker"))
     except Permanent as error:
         _refuse(f"{type(error).__name__}: {error}")
     except Transient as error:

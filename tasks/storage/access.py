@@ -17,12 +17,21 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.config
 import botocore.exceptions as vendor
+import botocore.session
 import structlog
 
+from .. import tls_errors
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import SettingsInvalid
 from ..routes import Routes
-from ..settings import NO_REGION_OF_AMAZON, S3_ATTEMPTS, Settings, is_region_of_amazon
+from ..settings import (
+    CONFIG_FILE,
+    NO_REGION_OF_AMAZON,
+    PREFIX,
+    S3_ATTEMPTS,
+    Settings,
+    is_region_of_amazon,
+)
 from .access_settings import AccessSettings
 from .aws_errors import code, status
 from .credentials import session_of
@@ -109,8 +118,9 @@ class Accesses:
         """Return the ways for `settings`, each with a pool of `connections`.
 
         Both have one client if they have the same credentials. Raises SettingsInvalid if the
-        endpoint, the region or boto3's own configuration can't be used.
+        endpoint, the region, a profile or boto3's own configuration can't be used.
         """
+        _check_profiles(settings)
         try:
             sources = _access(settings, connections, settings.source_access())
             if settings.output_access() == settings.source_access():
@@ -165,12 +175,34 @@ def _access(settings: Settings, connections: int, way: AccessSettings) -> Access
         )
 
     client = connect()
+    _check_authorities(client, way.profile)
     if _is_amazon(client) and not is_region_of_amazon(client.meta.region_name):
         raise SettingsInvalid(NO_REGION_OF_AMAZON.format(client.meta.region_name))
     if _is_amazon(client) or client.meta.config.request_checksum_calculation != "when_supported":
         return Access(client, way.arguments())
     without_checksums = partial(connect, request_checksum_calculation="when_required")
     return Access(client, way.arguments(), without_checksums)
+
+
+def _check_profiles(settings: Settings) -> None:
+    """Raise SettingsInvalid for a profile of the settings that boto3 does not know."""
+    known = botocore.session.Session().available_profiles
+    problems = [
+        f"{PREFIX}{name.upper()}: boto3 knows no profile {profile!r:.60}: add it to {CONFIG_FILE}"
+        for name in ("s3_source_profile", "s3_output_profile")
+        if (profile := getattr(settings, name)) and profile not in known
+    ]
+    if problems:
+        raise SettingsInvalid("; ".join(problems))
+
+
+def _check_authorities(client: Any, profile: str | None) -> None:
+    """Raise SettingsInvalid if the store's certificate would be compared with an unusable file."""
+    path = botocore.session.Session(profile=profile).get_config_variable("ca_bundle")
+    if not path or urlsplit(client.meta.endpoint_url).scheme != "https":
+        return
+    if problem := tls_errors.authorities_problem(path):
+        raise SettingsInvalid(f"AWS_CA_BUNDLE: {problem}")
 
 
 def _is_amazon(client: Any) -> bool:

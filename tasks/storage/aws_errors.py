@@ -11,6 +11,7 @@ import botocore.exceptions as vendor
 import botocore.parsers
 import urllib3.exceptions
 from urllib3.exceptions import NameResolutionError
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from .. import tls_errors
 from ..addresses import ObjectUri, PrefixUri
@@ -58,7 +59,10 @@ NO_CODE = ("", "400")  # botocore's codes of an answer 400 that has none
 REPEATED = ("Forbidden", "Not Found", "Bad Request")  # botocore's texts for answers without one
 WITH_PASSWORD = re.compile(r"//[^/@\s]*@")
 CHANGED = (409, 412)  # HTTP statuses: another client changed the object that a call depends on
-WANTS_TLS = "VEIL_S3_ENDPOINT, which begins with https:// if this port speaks TLS"
+STORE, ROLES = "VEIL_S3_ENDPOINT", "AWS_ENDPOINT_URL_STS"  # the settings with addresses
+STS = "STS, which assumes roles,"
+PATH = "VEIL_S3_ADDRESSING=path"
+WANTS_TLS = ", which begins with https:// if this port speaks TLS"
 UNREACHABLE = (
     vendor.HTTPClientError,
     vendor.ConnectionError,
@@ -110,8 +114,9 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
     if isinstance(error, UNREACHABLE):
         server = urlsplit(_tried(error)).netloc.rpartition("@")[2]
         at = f" at {server}" if server else ""
-        advice = _advice(error, place)
-        return StorageUnavailable(f"{place}: S3 can't be reached{at} ({kind}){advice}")
+        name, setting = ("S3", STORE) if _tries_store(error, place) else (STS, ROLES)
+        advice = _advice(error, place, setting)
+        return StorageUnavailable(f"{place}: {name} can't be reached{at} ({kind}){advice}")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
 
 
@@ -120,22 +125,36 @@ def _tried(error: Exception) -> str:
     return str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
 
 
-def _advice(error: Exception, place: ObjectUri | PrefixUri) -> str:
-    """Return what to do about a connection for `place` that failed with `error`."""
+def _tries_store(error: Exception, place: ObjectUri | PrefixUri) -> bool:
+    """Return whether the failed call was one to the store of `place`, whose address has the bucket.
+
+    Otherwise it was to get the credentials for such a call.
+    """
+    tried = _tried(error)
+    in_path = place.bucket in urlsplit(tried).path.split("/")
+    return not tried or in_path or _names_bucket_in_host(error, place)
+
+
+def _advice(error: Exception, place: ObjectUri | PrefixUri, setting: str) -> str:
+    """Return what to do about a connection for `place` that failed with `error`.
+
+    `setting` is the one that has the address.
+    """
+    in_host = _names_bucket_in_host(error, place)
+    or_path = f", or set {PATH} if the store has no host for each bucket" if in_host else ""
+    if any(isinstance(each, CertificateError) for each in causes(error, is_context_followed=True)):
+        return f": its certificate is for another host: correct {setting}{or_path}"
     if tls_errors.distrusts(error):
         return ": its certificate is not trusted: name the file of its issuer in AWS_CA_BUNDLE"
     if tls_errors.speaks_no_tls(error):
-        return ": this port does not speak TLS: use http:// in VEIL_S3_ENDPOINT, or another port"
+        return f": this port does not speak TLS: use http:// in {setting}, or another port"
     if isinstance(error, vendor.ConnectionClosedError) and _tried(error).startswith("http://"):
-        return f": check {WANTS_TLS}"
-    if _names_bucket_in_host(error, place) and isinstance(error.__context__, NameResolutionError):
-        return (
-            ": this host does not resolve: check the network and VEIL_S3_ENDPOINT, or set "
-            "VEIL_S3_ADDRESSING=path if the store has no host for each bucket"
-        )
+        return f": check {setting}{WANTS_TLS}"
+    if in_host and isinstance(error.__context__, NameResolutionError):
+        return f": this host does not resolve: check the network and {setting}{or_path}"
     if isinstance(error, botocore.parsers.ResponseParserError):
-        return ": the answer is not that of a store: check VEIL_S3_ENDPOINT"
-    return ": check the network and VEIL_S3_ENDPOINT"
+        return f": the answer is not that of a store: check {setting}"
+    return f": check the network and {setting}"
 
 
 def _names_bucket_in_host(error: Exception, place: ObjectUri | PrefixUri) -> bool:
@@ -179,13 +198,20 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         # A server with TLS answers so to a request without TLS, and Amazon S3 to a HEAD with an
         # expired token. Both affect every picture, so none may end as a dead letter.
         return StorageUnavailable(
-            f"{place}: S3 answers 400 without a reason: check the credentials, and {WANTS_TLS}"
+            f"{place}: S3 answers 400 without a reason: check the credentials, and "
+            f"{STORE}{WANTS_TLS}"
         )
     return StorageRejected(f"{place}: S3 answers {http or ''} {named}")
 
 
 def _no_store(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> StorageUnavailable | None:
-    """Return the error for an answer that is not that of a store, else None."""
+    """Return the error for an answer from a wrong endpoint, else None."""
+    missing = error.response.get("Error", {}).get("BucketName") or place.bucket
+    if code(error) == "NoSuchBucket" and missing != place.bucket:
+        # The first part of the endpoint's path, or of its host.
+        return StorageUnavailable(
+            f"{place}: the store takes {missing!r:.60} for the bucket: correct {STORE}"
+        )
     if not is_of_no_store(error):
         return None
     return StorageUnavailable(

@@ -14,7 +14,7 @@ Acl = Literal[
     "private", "public-read", "authenticated-read", "aws-exec-read", "bucket-owner-read",
     "bucket-owner-full-control",
 ]  # fmt: skip
-STORAGE_CLASS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+STORAGE_CLASS = re.compile(r"[A-Z0-9_-]{1,64}")
 # Objects in these classes can't be read without a restoration, and workers read their outputs.
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 HEADER_TEXT = re.compile(r"[\x20-\x7e]{1,1024}")
@@ -129,7 +129,7 @@ def check_storage_class(name: str) -> str:
     if name in ARCHIVED:
         raise ValueError(f"objects of the class {name} can't be read at once: choose GLACIER_IR")
     if not STORAGE_CLASS.fullmatch(name):
-        raise ValueError("must be the name of a storage class, like STANDARD_IA")
+        raise ValueError("must be the name of a storage class, in capitals, like STANDARD_IA")
     return name
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import structlog
 
+from ..extras import not_installed
+
 DSN = "SENTRY_DSN"
 FRAME_FIELDS = ("abs_path", "filename", "function", "in_app", "lineno", "module")
 EVENT_FIELDS = ("environment", "event_id", "level", "platform", "release", "sdk", "timestamp")
@@ -26,9 +28,7 @@ def configure(component: str) -> None:
     if not os.environ.get(DSN):
         return
     if not find_spec("sentry_sdk"):
-        log.warning(
-            "no reports are sent", reason="sentry-sdk is not installed: pip install 'veil[sentry]'"
-        )
+        log.warning("no reports are sent", reason=not_installed("sentry-sdk", "sentry"))
         return
     import sentry_sdk
     from sentry_sdk.integrations.atexit import AtexitIntegration

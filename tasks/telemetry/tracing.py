@@ -21,6 +21,8 @@ from typing import Any
 
 import structlog
 
+from ..extras import not_installed
+
 TRACE_HEADERS = ("traceparent", "tracestate")
 TRACE_HEADER_FORMS = {
     "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
@@ -35,7 +37,7 @@ OTLP_EXPORTERS = {
     "grpc": "otlp_proto_grpc",
 }
 PACKAGES = {
-    "otlp_proto_http": "veil[otel]",
+    "otlp_proto_http": ".[otel]",
     "otlp_proto_grpc": "opentelemetry-exporter-otlp-proto-grpc",
 }
 EXPORTERS = "opentelemetry_traces_exporter"  # the group of entry points of all exporters
@@ -88,7 +90,7 @@ def configure(service: str) -> None:
     if not is_wanted(os.environ):
         return
     if not find_spec("opentelemetry") or not find_spec("opentelemetry.sdk"):
-        _warn("opentelemetry-sdk is not installed: pip install 'veil[otel]'")
+        _warn(not_installed("opentelemetry-sdk", "otel"))
         return
     from opentelemetry import trace
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource

@@ -76,7 +76,7 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
                 timeout=60,
             )
             assert refused.returncode != 0
-            assert "pip install 'veil[worker]'" in refused.stderr.splitlines()[-1]
+            assert "pip install '.[worker]'" in refused.stderr.splitlines()[-1]
             assert "Traceback" not in refused.stderr
         shop = tmp_path / "shop"
         shop.mkdir()

@@ -21,9 +21,10 @@ class ExitCode(IntEnum):
 
     # The output names what failed. A worker ends with this code if another start may succeed, for
     # example without S3, from which it fetches its model, or if it gave unfinished pictures back.
-    FAILED = 1, "A picture or a check failed, or there was nothing to do."
+    FAILED = 1, "A picture or a check failed, nothing was to do, or a worker had no S3."
 
-    # Typer ends with the same code when it can't parse the command line.
+    # Typer ends with the same code when it can't parse the command line. A worker without Redis
+    # waits for it, and one without S3 ends with FAILED.
     UNUSABLE = 2, "Nothing was done: a wrong argument, setting or model, or no server."
 
     STOPPED = 3, "A backfill ended early: stopped, killed, or continued by another process."

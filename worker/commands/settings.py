@@ -24,13 +24,15 @@ def settings(as_json: Json = False, check: Check = False) -> ExitCode:
 
     The command prints a Markdown table of all settings. With --check, it checks the values in the
     environment instead, and prints nothing if a worker accepts all of them. Otherwise it prints the
-    line that a worker would print, and the exit code is 2. It loads no model: `veil model info`
-    tells whether models and rules fit each other.
+    line that a worker would print, and the exit code is 2. It calls no server and loads no model:
+    `veil model info` tells whether models and rules fit each other.
 
     Example: veil settings --check
     """
     if check:
-        WorkerSettings.load_for_outputs()
+        from tasks.storage.s3 import ObjectStore  # It imports boto3.
+
+        ObjectStore.connect(WorkerSettings.load_for_outputs())
         return ExitCode.OK
     if not as_json:
         print(markdown_table())

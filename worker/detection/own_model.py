@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
-import platformdirs
-
 from tasks.addresses import ObjectUri
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore, OpenObject
+from worker.detection import cache
 from worker.detection.model import GRAPH, digest_of
 from worker.model_settings import DEFAULT, PLATES
 
@@ -263,13 +262,13 @@ def _unpacked_folder(digest: str) -> Path:
 
 def cache_folder() -> Path:
     """Return the folder for unpacked models. In containers it is a volume, and may be written."""
-    return platformdirs.user_cache_path("veil") / "models"
+    return cache.folder() / "models"
 
 
 def _cache() -> Path:
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _sha256(path: Path) -> str:
@@ -280,6 +279,6 @@ def _sha256(path: Path) -> str:
 
 
 def _unusable(address: object, error: OSError) -> ModelInvalid:
-    return ModelInvalid(
-        f"{address} can't be read or unpacked in {cache_folder()}: {error.strerror}"
-    )
+    reason = f"{address} can't be read or unpacked in {cache_folder()}: {error.strerror}"
+    advice = None if str(error.filename) == str(address) else cache.advice(error)
+    return ModelInvalid(f"{reason}: {advice}" if advice else reason)

@@ -1,4 +1,4 @@
-"""The Redis users in docs/permissions.md have the permissions that they need."""
+"""The Redis users in the documentation have the permissions that they need, and no others do."""
 
 import json
 import re
@@ -10,22 +10,28 @@ import pytest
 import redis
 
 from tests.integration.conftest import Worker
-from tools.local.servers import HOST, Server, start_redis
+from tools.local.servers import HOST, Server, await_server, start_redis
 
 STUB = Path(__file__).parents[1] / "stub_worker.py"
 ROOT = STUB.parents[2]
-PAGE = ROOT / "docs" / "permissions.md"
-USERS = re.compile(r"<!-- users: redis -->\n```text\n(.*?)```", re.DOTALL)
+USERS = re.compile(r"<!-- users: [\w-]+ -->\n```text\n(.*?)```", re.DOTALL)
 PASSWORD = "a-password-of-this-test"
+
+
+def lines_of(page):
+    """Return the commands of a page of the documentation that make users, with PASSWORD."""
+    text = USERS.search((ROOT / "docs" / page).read_text())[1]
+    return text.replace("PASSWORD", PASSWORD).splitlines()
 
 
 @pytest.fixture
 def urls(unattended):
     """The address of Redis for each documented user; the users exist during the test."""
     found = {}
-    for line in USERS.search(PAGE.read_text())[1].replace("PASSWORD", PASSWORD).splitlines():
-        unattended.client.execute_command(*line.split())
-        if line.startswith("ACL SETUSER"):
+    for line in lines_of("permissions.md"):
+        # This Redis is that of other tests too, which are its default user.
+        if line.startswith("ACL SETUSER") and "default" not in line:
+            unattended.client.execute_command(*line.split())
             name = line.split()[2]
             found[name] = f"redis://{name}@{HOST}:{unattended.redis.port}/{unattended.database}"
     yield found
@@ -52,9 +58,15 @@ def worker(environment, tmp_path):
 
 
 @pytest.mark.parametrize("aclfile", [False, True])
-def test_the_users_of_the_page_outlast_a_restart_of_redis(tmp_path, aclfile):
+@pytest.mark.parametrize("page", ["permissions.md", "redis.md"])
+def test_the_users_of_a_page_are_the_only_ones_also_after_a_restart_of_redis(
+    tmp_path, page, aclfile
+):
     server = start_redis(tmp_path / "redis")
-    lines = USERS.search(PAGE.read_text())[1].splitlines()
+    lines = lines_of(page)
+    documented = {line.split()[2] for line in lines if line.startswith("ACL SETUSER")}
+    admin = redis.Redis(host=HOST, port=server.port, username="admin", password=f"ADMIN-{PASSWORD}")
+    strangers = [server.client(), redis.Redis(host=HOST, port=server.port)]
     try:
         if aclfile:
             server.server.stop()
@@ -72,12 +84,16 @@ def test_the_users_of_the_page_outlast_a_restart_of_redis(tmp_path, aclfile):
                 client.execute_command(*line.split())
             users = client.acl_list()
         server.server.stop()
-        server.start()
-        with server.client() as client:
-            assert client.acl_list() == users
-            assert {"default", "veil", "producer"} == set(client.acl_users())
+        await_server(server.server, admin.ping, (redis.exceptions.RedisError,))
+        assert admin.acl_list() == users
+        assert documented == set(admin.acl_users())
+        for stranger in strangers:
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                stranger.ping()
     finally:
         server.server.stop()
+        for client in (admin, *strangers):
+            client.close()
 
 
 def refused(client):

@@ -1,4 +1,4 @@
-"""Stores accept the lifecycle rules and the policy of docs/privacy.md as they are printed."""
+"""Stores accept the lifecycle rules and the policies of docs/privacy.md as they are printed."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import urllib.request
 from urllib.error import HTTPError
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tasks.storage import receipts
 
@@ -48,15 +49,18 @@ def test_what_is_deleted_is_gone_in_a_bucket_with_versions_too(examples):
         )
 
 
-def test_the_policy_publishes_outputs_and_nothing_else(s3, repository, place):
+RECEIPT = f"{receipts.FOLDER}a.jpg.json"
+OF_LONG_KEY = f"{receipts.FOLDER_OF_LONG_KEYS}{'0' * 64}/a"
+
+
+@pytest.fixture
+def publish(s3, repository, place):
+    """Return a function that stores keys in a bucket with a policy of the page.
+
+    It returns the client, the bucket, and what the public gets: an HTTP status by path.
+    """
     text = (repository / "docs" / "privacy.md").read_text()
-    (policy,) = re.findall(r"<!-- policy: outputs -->\n```json\n(.+?)```", text, re.DOTALL)
     client, bucket = s3.client(), place.rstrip("/")
-    client.create_bucket(Bucket=bucket)
-    receipt = f"{receipts.FOLDER}a.jpg.json"
-    for key in ("a.jpg", receipt):
-        client.put_object(Bucket=bucket, Key=key, Body=b"x")
-    client.put_bucket_policy(Bucket=bucket, Policy=policy.replace("camera-clean", bucket))
 
     def answer(path):
         try:
@@ -65,6 +69,36 @@ def test_the_policy_publishes_outputs_and_nothing_else(s3, repository, place):
         except HTTPError as error:
             return error.code
 
-    assert (answer("a.jpg"), answer(receipt), answer("?list-type=2")) == (200, 403, 403)
-    # Workers can read it.
-    assert client.head_object(Bucket=bucket, Key=receipt)["ContentLength"] == 1
+    def publish(name, documented, keys):
+        (policy,) = re.findall(rf"<!-- policy: {name} -->\n```json\n(.+?)```", text, re.DOTALL)
+        client.create_bucket(Bucket=bucket)
+        for key in keys:
+            client.put_object(Bucket=bucket, Key=key, Body=b"x")
+        client.put_bucket_policy(
+            Bucket=bucket, Policy=policy.replace(f":::{documented}/", f":::{bucket}/")
+        )
+        return client, bucket, {path: answer(path) for path in (*keys, "?list-type=2")}
+
+    return publish
+
+
+@pytest.mark.parametrize("destinations", [("",), ("one/", "deep/two/")])
+def test_the_policy_publishes_the_outputs_of_all_routes_and_nothing_else(publish, destinations):
+    outputs = [f"{prefix}{key}" for prefix in destinations for key in ("a.jpg", "b/c.veil/d.jpg")]
+    private = [f"{prefix}{key}" for prefix in destinations for key in (RECEIPT, OF_LONG_KEY)]
+    client, bucket, answers = publish("outputs", "camera-clean", [*outputs, *private])
+    assert answers == {
+        **dict.fromkeys(outputs, 200),
+        **dict.fromkeys([*private, "?list-type=2"], 403),
+    }
+    for key in private:  # Workers can read them.
+        assert client.head_object(Bucket=bucket, Key=key)["ContentLength"] == 1
+
+
+def test_the_policy_for_a_shared_bucket_publishes_no_source_and_no_receipt(publish):
+    keys = ["raw/a.jpg", "clean/a.jpg", f"clean/{RECEIPT}", f"clean/{OF_LONG_KEY}", "other/a.jpg"]
+    client, bucket, answers = publish("outputs beside sources", "pictures", keys)
+    assert [path for path, status in answers.items() if status != 403] == ["clean/a.jpg"]
+    # The page says that this store denies them to everybody.
+    with pytest.raises(ClientError, match="403"):
+        client.head_object(Bucket=bucket, Key=f"clean/{RECEIPT}")

@@ -188,6 +188,7 @@ def test_routes_that_overlap_are_refused(texts):
         ["s3://mixed/in=s3://mixed/out"],
         ["s3://mixed/pre=s3://mixed/prefix"],
         ["s3://raw/a=s3://clean/a", "s3://raw/b=s3://clean/b"],
+        ["s3://raw/.veils=s3://clean/a.veil"],
     ],
 )
 def test_routes_that_keep_apart_are_accepted(texts):
@@ -226,6 +227,9 @@ def test_a_route_is_read_from_text(text, route):
         "s3://raw->s3://clean",
         "s3://raw=s3://clean=s3://more",
         "s3://raw=/tmp/clean",
+        "s3://raw=s3://clean/.veil",
+        "s3://raw=s3://clean/a/.veil/b/",
+        "s3://raw/.veil/receipts=s3://clean",
     ],
 )
 def test_an_invalid_route_is_refused(text):

@@ -100,6 +100,16 @@ def test_every_mistake_is_named_at_once_with_its_route_and_key(file):
     destination = "s3://clean/south"
     suffixes = ["a/b"]
     concurrency = 3
+    [routes.east]
+    source = "s3://raw/east"
+    destination = "s3://clean/.veil/east"
+    [routes.west]
+    source = "s3://raw/west"
+    destination = "s3://clean"
+    priority = "first"
+    [routes.far-west]
+    source = "s3://raw/west/far"
+    destination = "s3://clean/far"
     """
     path = file(text)
 
@@ -120,8 +130,13 @@ def test_every_mistake_is_named_at_once_with_its_route_and_key(file):
         "[routes.south] source",
         "[routes.south] suffixes",
         "[routes.south] concurrency is no key of a route",
+        "[routes.east] destination",
+        "[routes.west] priority",
+        "the routes west and far-west",
     ]
     assert "did you mean method?" in others[2]
+    assert "s3://clean/.veil/east/ is in .veil/, which is kept for receipts" in others[7]
+    assert "destinations s3://clean/ and s3://clean/far/ overlap" in others[9]
 
 
 def test_a_text_in_place_of_a_list_is_told_in_words(file):

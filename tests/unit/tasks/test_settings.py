@@ -3,11 +3,13 @@
 import os
 import pickle
 import re
+import shutil
 import sys
 from dataclasses import replace
 from typing import Annotated, Literal
 from urllib.parse import quote
 
+import botocore.httpsession
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +103,7 @@ def test_the_defaults_are_valid(load):
         ("s3_addressing", "virtual", "virtual"),
         ("s3_endpoint", "http://127.0.0.1:9000", "http://127.0.0.1:9000"),
         ("s3_endpoint", "https://[::1]:9000", "https://[::1]:9000"),
+        ("s3_endpoint", "https://host/storage/v1/s3", "https://host/storage/v1/s3"),
     ],
 )
 def test_a_setting_is_read_from_its_variable(load, name, value, expected):
@@ -134,6 +137,8 @@ def test_a_pin_is_taken_in_either_case(load):
         ("s3_endpoint", "ftp://host"),
         ("s3_endpoint", "http://"),
         ("s3_endpoint", "http://host:port"),
+        ("s3_endpoint", "http://host/?location"),
+        ("s3_endpoint", "http://host/#location"),
         ("s3_addressing", "host"),
         ("s3_connect_seconds", "0"),
         ("s3_connect_seconds", "inf"),
@@ -198,6 +203,11 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     [
         ("mirrored", "perhaps", "must be true or false"),
         ("score_threshold", "1", "must be below 1"),
+        ("score_threshold", "nan", "must be a finite number"),
+        ("detect_seconds", "nan", "must be a finite number"),
+        ("fetch_seconds", "inf", "must be a finite number"),
+        ("rules", "plate: margin=nan", "plate: margin: must be a finite number"),
+        ("rules", "plate: threshold=nan", "plate: threshold: must be a finite number"),
         ("score_threshold", "high", "must be a number"),
         ("detect_seconds", "0", "must be above 0"),
         ("batch_size", "0", "must be 1 or more"),
@@ -270,6 +280,7 @@ def test_misspelt_and_wrong_settings_are_named_together(monkeypatch):
         ("redis://host/0?ssl_ca_certs=ca.pem", "ssl_ca_certs needs TLS: rediss://"),
         ("rediss://host/0?ssl_ca_cert=ca.pem", "ssl_ca_cert is no option of the address"),
         ("rediss://host/0?ssl_ca_certs=no/ca.pem", "ssl_ca_certs: no/ca.pem can't be read (No"),
+        (f"rediss://host/0?ssl_ca_certs={__file__}", f"ssl_ca_certs: {__file__} has no certificat"),
         ("redis://host/0?foo=1", "foo is no option of the address: only those of TLS are, such as"),
         ("redis://host?db=3", "db is no option of the address"),
         ("rediss://host/0?ssl_cert_reqs=off", "ssl_cert_reqs must be one of required, optional"),
@@ -281,7 +292,7 @@ def test_a_tls_option_that_no_connection_could_use_is_named(load, url, problem):
 
 
 def test_tls_options_of_redis_and_of_celery_are_taken(load, tmp_path):
-    (tmp_path / "ca.pem").touch()
+    shutil.copy(botocore.httpsession.where(), tmp_path / "ca.pem")
     for check in ("required", "CERT_REQUIRED"):
         url = f"rediss://host/0?ssl_ca_certs={tmp_path}/ca.pem&ssl_cert_reqs={check}"
         assert load(redis_url=url).broker_url() == url
@@ -566,6 +577,8 @@ def test_a_file_with_a_wrong_secret_and_other_wrong_settings_are_named_at_once(l
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
+        (b"one\ntwo\n", "has several lines: a secret is one line"),
+        (b"one\r\ntwo", "has several lines: a secret is one line"),
         (b"\xff\xfe", "is no text in UTF-8"),
         (None, "can't be read (Is a directory)"),
     ],

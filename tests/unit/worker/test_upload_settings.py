@@ -93,6 +93,7 @@ def test_receipts_may_differ_from_outputs(uploads):
         ),
         ({"upload_storage_class": "DEEP_ARCHIVE"}, "can't be read at once"),
         ({"receipt_storage_class": "two words"}, "VEIL_RECEIPT_STORAGE_CLASS"),
+        ({"upload_storage_class": "standard"}, "in capitals, like STANDARD_IA"),
         ({"upload_tags": "team"}, "'team' is no tag"),
         ({"upload_tags": "aws:team=a"}, "reserved"),
         ({"upload_tags": "a=1,a=2"}, "given twice"),

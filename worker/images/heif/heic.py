@@ -33,7 +33,9 @@ JPEG_QUALITY = 92
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 NAMED = {420: "4:2:0", 422: "4:2:2", 444: "4:4:4"}
 BRANDS = re.compile(rb"hei[cxms]|hev[cx]|mi[fa][1-9a-z]|msf1")
-MISSING = "HEIC pictures need the extra `heif`: install veil[heif], or convert it to JPEG or AVIF"
+MISSING = (
+    "HEIC pictures need the extra `heif`: install Veil with it, or convert them to JPEG or AVIF"
+)
 REFUSED = "VEIL_HEIF_OUTPUT refuses HEIC: set it to jpeg or avif, or convert the picture to JPEG"
 VIDEO = "videos and other files in containers of ISO media are not handled: extract a picture"
 # Primaries of H.273, with the tags of a profile for them: XYZ of red, green and blue, adapted to

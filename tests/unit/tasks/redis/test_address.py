@@ -1,7 +1,9 @@
 """Addresses of sentinels: the forms that are read, and those that are refused."""
 
+import shutil
 import ssl
 
+import botocore.httpsession
 import pytest
 
 from tasks.errors import SettingsInvalid
@@ -47,7 +49,7 @@ def test_the_address_has_the_user_and_the_database_of_redis():
 
 def test_the_sentinels_have_a_password_of_their_own_and_the_tls_of_redis(tmp_path):
     authority = tmp_path / "ca.pem"
-    authority.touch()
+    shutil.copy(botocore.httpsession.where(), authority)
     settings = Settings.load(
         redis_url=f"sentinels://one,two/0?ssl_ca_certs={authority}",
         redis_service="queue",

@@ -13,6 +13,7 @@ import botocore.parsers
 import pytest
 import s3transfer.exceptions
 import urllib3.exceptions
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from tasks import errors
 from tasks.addresses import ObjectUri
@@ -152,6 +153,34 @@ def test_a_store_that_does_not_answer_in_time_has_the_advice_of_one_that_refuses
     assert str(error) == (
         f"{PLACE}: S3 can't be reached at store.internal:8333 (ReadTimeoutError): "
         "check the network and VEIL_S3_ENDPOINT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tried", "expected"),
+    [
+        (f"http://store.internal/{PLACE.bucket}/a", "S3 can't be reached at store.internal "),
+        (f"http://store.internal/sub/{PLACE.bucket}?a", "S3 can't be reached at store.internal "),
+        (f"http://{PLACE.bucket}.store.internal/a", f"S3 can't be reached at {PLACE.bucket}.stor"),
+        ("https://sts.internal:8443/", "STS, which assumes roles, can't be reached at sts.inter"),
+    ],
+)
+def test_the_service_that_can_not_be_reached_is_named_with_its_setting(tried, expected):
+    error = raised(botocore.exceptions.ConnectTimeoutError(endpoint_url=tried))
+    assert type(error) is errors.StorageUnavailable
+    assert str(error).startswith(f"{PLACE}: {expected}")
+    setting = "AWS_ENDPOINT_URL_STS" if "sts" in tried else "VEIL_S3_ENDPOINT"
+    assert str(error).endswith(f": check the network and {setting}")
+
+
+def test_a_certificate_without_the_buckets_host_has_the_advice_to_address_by_path():
+    failed = botocore.exceptions.SSLError(
+        endpoint_url=f"https://{PLACE.bucket}.store.internal/a", error="hostname doesn't match"
+    )
+    failed.__cause__ = CertificateError("hostname doesn't match")
+    assert str(raised(failed)).endswith(
+        ": its certificate is for another host: correct VEIL_S3_ENDPOINT, or set "
+        "VEIL_S3_ADDRESSING=path if the store has no host for each bucket"
     )
 
 

@@ -23,7 +23,7 @@ pytest.importorskip("opentelemetry.sdk")
         ),
         ({"OTEL_TRACES_EXPORTER": "absent"}, "exporter absent is installed: check OTEL_TRACES"),
         ({"OTEL_TRACES_EXPORTER": "console,absent"}, "exporter absent is installed"),
-        ({}, "pip install 'veil[otel]'"),
+        ({}, "pip install '.[otel]'"),
     ],
 )
 def test_what_is_missing_is_named(monkeypatch, variables, reason):

@@ -482,7 +482,7 @@ def test_a_damaged_picture_without_a_suffix_is_a_failure_and_not_ignored(folder,
 @pytest.mark.parametrize(
     ("missing", "settings", "expected"),
     [
-        ("numpy", {}, "numpy is not installed here: pip install 'veil[worker]'"),
+        ("numpy", {}, "numpy is not installed here: run pip install '.[worker]'"),
         ("nothing", {"VEIL_MODEL": "/no/such/model"}, "/no/such/model"),
     ],
 )
