@@ -42,7 +42,8 @@ class ObjectUri:
 class PrefixUri:
     """The address ``s3://bucket`` or ``s3://bucket/prefix/`` of the objects below a prefix.
 
-    `prefix` is empty or ends with a slash.
+    `prefix` is empty or ends with a slash. That of a listing may end anywhere: the address then
+    ends with a star.
     """
 
     bucket: str
@@ -82,7 +83,8 @@ class PrefixUri:
         return ObjectUri(self.bucket, self.prefix + relative)
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
+        is_cut = self.prefix and not self.prefix.endswith("/")
+        return f"s3://{self.bucket}/{self.prefix}{'*' if is_cut else ''}"
 
 
 def plain(key: str) -> str:

@@ -12,6 +12,7 @@ from celery import Task
 from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 from redis.exceptions import OutOfMemoryError, RedisError
+from structlog.contextvars import bound_contextvars
 
 from .addresses import ObjectUri
 from .app import app
@@ -231,8 +232,12 @@ def _delivery(task: Task, output: ObjectUri) -> Delivery:
 
 
 def _run(task: Task, routed: Routed, delivery: Delivery) -> AnonymizeReport:
-    """Run the pipeline, and update the review list before the claim on the output ends."""
-    with delivery:
+    """Run the pipeline, and update the review list before the claim on the output ends.
+
+    All lines of the log on the way name the picture.
+    """
+    about = {"source": str(routed.request.source), "task_id": task.request.id}
+    with bound_contextvars(**about, **tracing.log_fields()), delivery:
         on_stage = partial(_on_stage, task, delivery)
         report = app.work.pipeline.run(routed, on_stage, delivery.confirm)
         _update_review_list(task, routed, report)

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from .bulk import runs as stored_runs
 from .publishing import announced_labels, announced_recipe, announced_recipes
 from .records import dead_letters, outcomes, queues, review
 from .records.queues import QueueStatus
 from .redis import durability
-from .redis.errors import connected
+from .redis.clients import try_writing
+from .redis.errors import connected, lacks_right, queue_unavailable
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"
@@ -21,9 +24,10 @@ class Status:
     """The status of all work.
 
     `stray` has the lists with messages for Veil that no worker reads, and `risks` a line for each
-    setting of Redis with which it may lose messages. `in_flight` counts the
-    messages that workers hold. `outcomes` counts pictures by outcome since this Redis was first
-    used; its ``malformed`` counts those of its ``dead`` whose message no worker accepts. `dead`
+    setting of Redis with which it may lose messages. `refusal` says why Redis takes no messages, as
+    if it is full, and is None if it takes them. `in_flight` counts the messages that workers hold.
+    `outcomes` counts pictures by outcome since this Redis was first
+    used; its ``malformed`` counts those of its ``dead`` whose message no worker can read. `dead`
     counts the present dead letters, `to_review` the pictures on the review list. `review_desk` is
     the address of the review desk, None if none is open.
 
@@ -37,6 +41,7 @@ class Status:
     queues: Sequence[QueueStatus]
     stray: Sequence[QueueStatus]
     risks: Sequence[str]
+    refusal: str | None
     in_flight: int
     outcomes: Mapping[str, int]
     dead: int
@@ -106,6 +111,7 @@ def read(redis: Any) -> Status:
             queues=waiting,
             stray=queues.stray(redis),
             risks=durability.risks(redis),
+            refusal=_refusal(redis),
             in_flight=in_flight,
             outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
             dead=dead_letters.LETTERS.count(redis),
@@ -117,6 +123,15 @@ def read(redis: Any) -> Status:
             labels=announced_labels(redis),
             routes=_routes(redis),
         )
+
+
+def _refusal(redis: Any) -> str | None:
+    """Return why Redis takes no messages; None if it takes them, or this user must not try."""
+    try:
+        try_writing(redis)
+    except ResponseError as error:
+        return None if lacks_right(error) else str(queue_unavailable(error))
+    return None
 
 
 def _routes(redis: Any) -> list[RouteStatus]:

@@ -82,10 +82,10 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     tracing.configure("veil-worker")
     error_reports.configure("worker")
     from tasks.storage.s3 import ObjectStore
-    from tasks.telemetry.metrics import initialize_routes, serve  # only queue workers have them
+    from tasks.telemetry.metrics import WORKER, initialize_routes, serve  # of queue workers alone
 
     initialize_routes(route.name for route in settings.parsed_routes() if route.name is not None)
-    serve(settings, app)
+    serve(settings, app, WORKER)
     metrics.watch_worker()
     worker_ready.connect(_announce_recipe, weak=False)
     worker_ready.connect(_watch_store, weak=False)

@@ -9,7 +9,7 @@ from celery.signals import heartbeat_sent
 from celery.worker import state
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from tasks.telemetry.metrics import REGISTRY
+from tasks.telemetry.metrics import WORKER
 from worker.searches import NEAR_MARGIN
 
 if TYPE_CHECKING:
@@ -20,57 +20,55 @@ if TYPE_CHECKING:
     from worker.pixels import Pixels
     from worker.process.pool import PicturePool
 
-BUILD = Info("veil_build", "The version that runs, its recipe and its model.", registry=REGISTRY)
+BUILD = Info("veil_build", "The version that runs, its recipe and its model.", registry=WORKER)
 HEARTBEAT = Gauge(
     "veil_worker_heartbeat_timestamp_seconds",
     "Time of the last heartbeat of the loop that takes messages, seconds since the epoch.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 STORE_UP = Gauge(
     "veil_store_up",
     "0 while this worker finds the store unavailable and takes no pictures, else 1.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 STORE_UP.set(1)
 CLOSED_ROUTES = Gauge(
     "veil_closed_routes",
     "Routes whose pictures wait, because their store refuses them or is unavailable.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 ROUTE_UP = Gauge(
     "veil_route_up",
     "0 while the pictures of this route of VEIL_ROUTES_FILE wait for their store, else 1.",
     ["route"],
-    registry=REGISTRY,
+    registry=WORKER,
 )
-IN_HAND = Gauge(
-    "veil_in_hand_pictures", "Pictures that this worker has in hand.", registry=REGISTRY
-)
+IN_HAND = Gauge("veil_in_hand_pictures", "Pictures that this worker has in hand.", registry=WORKER)
 DETECTOR_QUEUE = Gauge(
-    "veil_detector_queue_pictures", "Pictures that wait for the detector.", registry=REGISTRY
+    "veil_detector_queue_pictures", "Pictures that wait for the detector.", registry=WORKER
 )
 BATCHES = Histogram(
     "veil_batch_pictures",
     "Pictures in one batch of the model.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-    registry=REGISTRY,
+    registry=WORKER,
 )
-DETECTIONS = Counter("veil_detections", "Faces that the detector returned.", registry=REGISTRY)
+DETECTIONS = Counter("veil_detections", "Faces that the detector returned.", registry=WORKER)
 NEAR_THRESHOLD = Counter(
     "veil_detections_near_threshold",
     f"Faces that the detector returned with a score less than {NEAR_MARGIN} above the threshold.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 
 PROCESS_DEATHS = Counter(
     "veil_picture_process_deaths",
     "Picture processes that died while they worked on a picture.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 PROCESS_MEMORY = Gauge(
     "veil_picture_process_memory_bytes",
     "Resident memory of all picture processes; pages that they share count for each.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 
 

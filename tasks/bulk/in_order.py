@@ -1,8 +1,9 @@
 """Concurrent calls to S3 whose results come in the order of their arguments."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -20,15 +21,24 @@ def in_order(
     """Yield the results of `work` for `items`, called on `threads` threads; raise its exceptions.
 
     `items` are read on demand. A call that raises StorageUnavailable is repeated after a pause.
+    An exception does not wait for running calls, of which the store may hold up each for a minute.
     """
-    with ThreadPoolExecutor(threads, thread_name_prefix="in-order") as pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(patiently, partial(work, item)))
-                if len(pending) == CALLS_PER_THREAD * threads:
-                    yield pending.popleft().result()
-            while pending:
+    is_over = threading.Event()
+
+    def call(item: Item) -> Result:
+        if is_over.is_set():
+            raise CancelledError
+        return work(item)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="in-order")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(patiently, partial(call, item)))
+            if len(pending) == CALLS_PER_THREAD * threads:
                 yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        is_over.set()
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -99,7 +99,7 @@ class Reconciliation:
 
     `counts` has the pictures so far by state, without those that are not current and were not
     chosen. Of the held ones, `held_with_output` have an older output that is still published.
-    `is_complete` is true at the end.
+    `is_complete` is true at the end, `is_at_limit` if the limit of findings ended it before.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Reconciliation:
         self.counts: Counter[State] = Counter()
         self.held_with_output = 0
         self.enqueued = 0
-        self.is_complete = False
+        self.is_complete = self.is_at_limit = False
         self._store = store
         self._places = places
         self._recipe = recipe
@@ -168,6 +168,7 @@ class Reconciliation:
             if limit is not None:
                 limit -= len(chosen)
             yield from self._published(chosen, publish) if publish else chosen
+        self.is_at_limit = True
 
     def _require_pictures(self) -> None:
         """Raise NothingFound if nothing was compared."""

@@ -20,7 +20,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from ..redis import lua
-from ..redis.errors import log_unavailable
+from ..redis.clients import try_writing
+from ..redis.errors import log_unavailable, outage
 
 RENEWALS_PER_LEASE = 6
 TURNS_PER_LEASE = 15  # of the thread
@@ -175,6 +176,9 @@ class Leases:
         while not self._closed:
             try:
                 self._take_turn()
+                if outage.lasts:
+                    try_writing(self._redis)
+                    outage.end()
                 self._is_reachable = True
             except Exception as error:  # Any error: without this thread all leases would expire.
                 self._log_once(error)

@@ -35,7 +35,7 @@ from ..redis import transport as redis_transport
 from ..redis.errors import log_unavailable
 from . import in_hand
 from .envelopes import MAX_MESSAGE_BYTES, celery_message
-from .leases import RENEWALS_PER_LEASE, TAKE, Leases
+from .leases import REFUSAL_PAUSE_SECONDS, RENEWALS_PER_LEASE, TAKE, Leases
 
 MAX_SCHEDULED = 1000  # leased messages that wait for their `eta`
 POLL_SECONDS = 0.04  # between two turns of the event loop, each of which polls empty queues
@@ -94,6 +94,7 @@ class Channel(redis_transport.Channel):
         self.consumes_tasks = False  # True if messages are acknowledged: only those of tasks are
         self._next_tag = ""  # the tag of the message that the pending script takes
         self._idle_until = 0.0
+        self._binding_refused_until = 0.0
         super().__init__(connection, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **named: Any) -> Any:
@@ -240,6 +241,16 @@ class Channel(redis_transport.Channel):
         try:
             super()._queue_bind(*arguments)
         except ResponseError as error:
+            log_unavailable(error)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Renew bindings that expire. After a refusal, as by a full Redis, try again later."""
+        if monotonic() < self._binding_refused_until:
+            return
+        try:
+            super().maybe_refresh_binding_expiry()
+        except ResponseError as error:
+            self._binding_refused_until = monotonic() + REFUSAL_PAUSE_SECONDS
             log_unavailable(error)
 
     def _connparams(self, asynchronous: bool = False) -> Any:

@@ -1,5 +1,7 @@
 """Translation of errors of Redis and of its client libraries into QueueUnavailable."""
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -43,7 +45,40 @@ AT = "Redis at "  # begins a message that names the server
 # A server with TLS closes the connection of a client without it.
 CLOSED = ("closed by server", "reset by peer", "Broken pipe")
 
+REPEAT_SECONDS = 5.0  # after which the log has a line about Redis again, if it is the same
+
 log = structlog.get_logger("veil")
+
+
+class Outage:
+    """The outage of Redis that the log tells of. For several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: tuple[str, float] | None = None  # the last message, and when it was logged
+
+    def log(self, error: QueueUnavailable) -> None:
+        """Log the line ``queue unavailable``, unless the log has had the same just before."""
+        now = time.monotonic()
+        with self._lock:
+            message, told_at = self._told or ("", 0.0)
+            if str(error) == message and now - told_at < REPEAT_SECONDS:
+                return
+            self._told = (str(error), now)
+        log.error("queue unavailable", **log_fields(error))
+
+    @property
+    def lasts(self) -> bool:
+        return self._told is not None
+
+    def end(self) -> None:
+        """Log the line ``queue back``."""
+        with self._lock:
+            self._told = None
+        log.warning("queue back")
+
+
+outage = Outage()  # that of this process
 
 
 def queue_unavailable(error: BaseException) -> QueueUnavailable:
@@ -106,7 +141,7 @@ def tried(message: str, servers: str) -> str:
 
 def log_unavailable(error: BaseException) -> None:
     """Log the line ``queue unavailable`` for an error of redis-py or kombu."""
-    log.error("queue unavailable", **log_fields(queue_unavailable(error)))
+    outage.log(queue_unavailable(error))
 
 
 @contextmanager

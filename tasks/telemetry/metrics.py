@@ -58,85 +58,86 @@ STAGE_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 DELIVERY_SECONDS_BUCKETS = (0.25, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600)
 
 # Flower also imports this module, and serves the library's default registry without a password.
-# The metrics therefore have a registry of their own.
-REGISTRY = CollectorRegistry()
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
+# The metrics therefore have registries of their own. Each process serves one of them.
+WORKER, TRIGGER = CollectorRegistry(), CollectorRegistry()
+for _registry in (WORKER, TRIGGER):
+    ProcessCollector(registry=_registry)
+    PlatformCollector(registry=_registry)
 
-PICTURES = Counter("veil_pictures", "Pictures by outcome.", ["outcome"], registry=REGISTRY)
+PICTURES = Counter("veil_pictures", "Pictures by outcome.", ["outcome"], registry=WORKER)
 ROUTE_PICTURES = Counter(
     "veil_route_pictures",
     "Pictures by the route of VEIL_ROUTES_FILE and by outcome.",
     ["route", "outcome"],
-    registry=REGISTRY,
+    registry=WORKER,
 )
 FACES = Histogram(
     "veil_faces",
     "Faces in each picture on which the detector ran.",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100, 200),
-    registry=REGISTRY,
+    registry=WORKER,
 )
 WITHOUT_FACE = Counter(
-    "veil_pictures_without_face", "Pictures in which no face was found.", registry=REGISTRY
+    "veil_pictures_without_face", "Pictures in which no face was found.", registry=WORKER
 )
 OBJECTS = Counter(
     "veil_objects",
     "Objects in pictures on which the detector ran, by label.",
     ["label"],
-    registry=REGISTRY,
+    registry=WORKER,
 )
 FOUND_BY_CHECK = Counter(
     "veil_faces_found_by_check",
     "Faces that only the residual check found, and that were then hidden too.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 FLAGGED = Counter(
     "veil_pictures_flagged",
     "Pictures that were published and put on the review list.",
-    registry=REGISTRY,
+    registry=WORKER,
 )
 STAGE_SECONDS = Histogram(
     "veil_stage_seconds",
     "Seconds of each stage of the pictures that did not fail.",
     ["stage"],
     buckets=STAGE_SECONDS_BUCKETS,
-    registry=REGISTRY,
+    registry=WORKER,
 )
 DELIVERY_SECONDS = Histogram(
     "veil_delivery_seconds",
     "Seconds from the first publishing of a message to the end of its picture.",
     ["queue"],
     buckets=DELIVERY_SECONDS_BUCKETS,
-    registry=REGISTRY,
+    registry=WORKER,
 )
 BYTES_READ = Counter(
-    "veil_read_bytes", "Bytes of the sources that were anonymized.", registry=REGISTRY
+    "veil_read_bytes", "Bytes of the sources that were anonymized.", registry=WORKER
 )
-BYTES_WRITTEN = Counter("veil_written_bytes", "Bytes of the outputs.", registry=REGISTRY)
+BYTES_WRITTEN = Counter("veil_written_bytes", "Bytes of the outputs.", registry=WORKER)
 RETRIES = Counter(
     "veil_retries",
     "Pictures returned to the queue for a retry, by error.",
     ["error"],
-    registry=REGISTRY,
+    registry=WORKER,
 )
-DEAD_LETTERS = Counter("veil_dead", "Dead letters, by error.", ["error"], registry=REGISTRY)
+DEAD_LETTERS = Counter("veil_dead", "Dead letters, by error.", ["error"], registry=WORKER)
 SOURCE_UP = Gauge(
     "veil_upload_source_up",
     "0 while the trigger can't receive from SQS, or list the store, else 1.",
     ["source"],
-    registry=REGISTRY,
+    registry=TRIGGER,
 )
 EVENTS = Counter(
     "veil_upload_events",
     "Events that the trigger received, by result.",
     ["source", "result"],
-    registry=REGISTRY,
+    registry=TRIGGER,
 )
 REFUSED_REQUESTS = Counter(
     "veil_webhook_refused",
     "Requests that the webhook refused, by reason.",
     ["reason"],
-    registry=REGISTRY,
+    registry=TRIGGER,
 )
 
 
@@ -323,8 +324,8 @@ class QueueCollector(Collector):
         )
 
 
-def serve(settings: Settings, app: Celery) -> None:
-    """Serve REGISTRY and the queues of `app` at ``VEIL_METRICS`` until the process ends.
+def serve(settings: Settings, app: Celery, registry: CollectorRegistry) -> None:
+    """Serve `registry` and the queues of `app` at ``VEIL_METRICS`` until the process ends.
 
     Does nothing if this setting is empty. Raises SettingsInvalid if the address cannot be used.
     """
@@ -334,10 +335,10 @@ def serve(settings: Settings, app: Celery) -> None:
     # Veil does not use the timestamp that the library adds to each series.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        start_http_server(port, addr=host, registry=REGISTRY)
+        start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise SettingsInvalid(
             f"VEIL_METRICS: {host}:{port} can't be served ({error.strerror}): "
             "each process needs an address of its own"
         ) from None
-    REGISTRY.register(QueueCollector(impatient_client(app, REDIS_SECONDS)))
+    registry.register(QueueCollector(impatient_client(app, REDIS_SECONDS)))

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tasks.backoff import ReportingBackoff
 from tasks.bulk import runs
-from tasks.bulk.backfill import Backfill, Selection
+from tasks.bulk.backfill import PAGE, Backfill, Selection, SourcePages
 from tasks.bulk.inventory import Inventory
 from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
@@ -221,18 +221,18 @@ def backfill(
             limit,
             _name(inventories, since or until),
         )
-        # The run itself waits for servers; at its start a prefix without objects is more likely a
-        # mistake. An inventory of the outputs may be empty.
+        # A prefix without objects may be mistyped. An inventory of the outputs may be empty.
         for each in inventories:
             if each.bucket == places.source.bucket:
                 each.require_any()
         store.require_any(places.source)
+        current_recipe = _recipe(celery, recipe, places, display)
         producer = Backfill(
             celery,
             store,
             places,
             selection,
-            _recipe(celery, recipe, places, display),
+            current_recipe,
             low_water=low_water,
             high_water=high_water,
             max_rate=max_rate or math.inf,
@@ -240,6 +240,8 @@ def backfill(
         )
         if dry_run:
             return _rehearse(producer, display, restart)
+        # An error here leaves no run: nothing was done. Later, the run stays and can be continued.
+        SourcePages(store, places, selection, current_recipe).page(limit or PAGE)
         return _run(celery, producer, display, restart, wait)
 
 

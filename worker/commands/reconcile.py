@@ -236,7 +236,7 @@ def _print_counts(
             parts.append(f"{count:,} {state}")
     if reconciliation.enqueued:
         parts.append(f"{reconciliation.enqueued:,} enqueued")
-    note = "" if reconciliation.is_complete else " (stopped at the limit)"
+    note = " (stopped at the limit)" if reconciliation.is_at_limit else ""
     name = "" if route is None else f"{route}: "
     print_summary(f"{name}{', '.join(parts)} in {seconds:.1f} s{note}")
     if reconciliation.held_with_output:

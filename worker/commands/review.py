@@ -223,8 +223,8 @@ def serve(
 ) -> ExitCode:
     """Open the review desk in the browser, until SIGTERM or Ctrl-C.
 
-    The command prints the address with a single-use token for each reviewer, unless
-    VEIL_REVIEW_PASSWORD or VEIL_REVIEW_USER_HEADER is set.
+    The command prints the address, with a single-use token for each --reviewer. Without any, it
+    prints one token, unless VEIL_REVIEW_PASSWORD or VEIL_REVIEW_USER_HEADER is set.
 
     Example: veil review serve --reviewer ana --reviewer ben --show-sources
     """

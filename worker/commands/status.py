@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +45,7 @@ MEANINGS = {
     "skipped": "the output was there already",
     "held": "not published, to be reviewed",
     "dead": "all failures since this Redis is in use",
-    "malformed": "the dead whose message no worker accepts",
+    "malformed": "the dead whose message no worker can read",
     "dead letters": "failures to handle: veil dead list",
     "to review": "held or flagged: veil review list",
     "review desk": "to decide on them in the browser",
@@ -166,6 +166,8 @@ def _alive(celery: "App") -> list[str]:
 
 
 def _work_view(work: Status, alive: list[str] | None) -> View:
+    if alive == []:  # The rate is that of workers that are gone.
+        work = replace(work, per_second=0.0, seconds_left=None if work.seconds_left else 0.0)
     figures = {
         "in hand": f"{work.in_flight:,}",
         **{outcome: f"{count:,}" for outcome, count in work.outcomes.items()},
@@ -182,6 +184,8 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     line = asdict(work)
     tables: list[RenderableType] = [_queues_table(work.queues)]
     tables += _stray_lines(work.stray)
+    if work.refusal is not None:
+        tables.append(Text(work.refusal, style=WARNING))
     tables += [Text(f"Redis: {risk}", style=WARNING) for risk in work.risks]
     tables.append(_figures_table(figures))
     if work.routes:

@@ -121,7 +121,7 @@ def watch(
     check_accepted(celery)
     publisher = Publisher(celery)
     trigger = Trigger(publisher, event_filter, source)
-    metrics.serve(settings, celery)
+    metrics.serve(settings, celery, metrics.TRIGGER)
     start_notifications(settings, celery)
     if http is not None:
         _serve(celery, settings, trigger, http, HOLD_SECONDS if hold is None else hold)

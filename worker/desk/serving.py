@@ -52,7 +52,15 @@ class Options:
 
 
 def check(settings: WorkerSettings, options: Options) -> None:
-    """Raise SettingsInvalid for a desk that others could open without its own address."""
+    """Raise SettingsInvalid for a desk that others could open without its own address.
+
+    Raise it also for tokens where a proxy names the reviewers, because nobody can use them.
+    """
+    if options.reviewers and settings.review_user_header is not None:
+        raise SettingsInvalid(
+            "--reviewer: VEIL_REVIEW_USER_HEADER is set, so the proxy names the reviewers: leave "
+            "--reviewer out"
+        )
     if settings.review_url is None and options.host not in LOOPBACK:
         raise SettingsInvalid(
             f"--http {options.host}:{options.port} is open to others: set VEIL_REVIEW_URL to "

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 EXIT_STALLED = 70
 CHECK_SECONDS = 1.0  # the pause between two checks
+LATE_SECONDS = 5.0  # a check that is later than this shows that the process did not run
 # A library that never releases Python's global interpreter lock stops the watchdog's thread too.
 # faulthandler ends the process then, from a thread that needs no lock.
 FROZEN_SECONDS = 120
@@ -53,6 +54,7 @@ class Watchdog:
         self._on_stall = on_stall
         self._lock = threading.Lock()
         self._watched: dict[Hashable, _Watched] = {}
+        self._due: float | None = None  # when the next check is due
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
@@ -77,8 +79,15 @@ class Watchdog:
             self.end(key)
 
     def check(self) -> None:
-        """End the process if a piece of work has stalled."""
+        """End the process if a piece of work has stalled.
+
+        The time in which the whole process did not run counts for no work.
+        """
         now = self._clock()
+        late = 0.0 if self._due is None else now - self._due
+        self._due = now + self._check_seconds
+        if late > LATE_SECONDS:
+            self._forgive(late)
         with self._lock:
             watched = list(self._watched.values())
         stalled = [entry for entry in watched if now - entry.began > entry.seconds]
@@ -93,6 +102,15 @@ class Watchdog:
             self._on_stall(f"{longest.work}, {seconds:.0f} s")
         finally:
             self._exit(EXIT_STALLED)
+
+    def _forgive(self, seconds: float) -> None:
+        """Give all work `seconds` more, and log that the process was frozen."""
+        with self._lock:
+            self._watched = {
+                key: replace(entry, began=entry.began + seconds)
+                for key, entry in self._watched.items()
+            }
+        log.warning("frozen", seconds=round(seconds, 1), action="this process goes on")
 
     def _run(self) -> None:
         while True:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -509,6 +510,25 @@ def test_what_can_not_be_done_is_said_at_once(veil, unattended, s3, arguments, s
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert unattended.client.keys("*") == []
+
+
+def test_a_missing_destination_leaves_no_run_and_keeps_a_finished_one(
+    veil, unattended, s3, raw, place
+):
+    raw.put(place + "a.jpg", b"no picture")
+    routes = {"VEIL_ROUTES": "s3://raw=s3://no-such-bucket"}
+    environment = {**unattended.environment, **s3.environment(), **routes}
+    places = Places.find(raw.uri(place), None, Routes.parse(routes["VEIL_ROUTES"]))
+
+    done = veil("backfill", raw.uri(place), environment=environment)
+    assert done.returncode == 2
+    assert "no-such-bucket" in done.stderr
+    assert unattended.client.keys("*") == []
+
+    before = replace(backfill.new_run(places, backfill.Selection(), ""), state="finished")
+    runs.write(unattended.client, before)
+    assert veil("backfill", raw.uri(place), environment=environment).returncode == 2
+    assert runs.read(unattended.client, before.name) == before
 
 
 @pytest.mark.parametrize("down", ["redis", "s3"])

@@ -1,6 +1,9 @@
 """`veil reconcile`: its findings in a store of workers, its messages, and its exit codes."""
 
 import json
+import os
+import signal
+import subprocess
 import time
 import tracemalloc
 from dataclasses import replace
@@ -22,6 +25,7 @@ from tasks.routes import Route, Routes
 from tasks.settings import Settings
 from tasks.storage.receipts import FOLDER, ReceiptName, uri
 from tasks.storage.s3 import ObjectStore, StoredObject
+from tests.command import start_command
 from tests.pipelines import run as run_pipeline
 from tools.local.servers import HOST, start_redis
 from worker.anonymizer import Anonymizer, Limits
@@ -383,6 +387,38 @@ def test_without_a_recipe_versions_alone_count_and_a_note_says_so(archive, recon
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "--recipe" in line
+
+
+def test_an_interruption_while_the_store_hangs_is_told_at_once(
+    archive, programs, s3, unattended, tmp_path
+):
+    for number in range(300):
+        archive.source(f"{number}")
+    places = archive.places
+    environment = {**unattended.environment, **s3.environment(), "VEIL_ROUTES": str(places.route)}
+    command = [programs / "veil", "reconcile", places.source, "--recipe", RECIPE]
+    process = start_command(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=tmp_path,
+    )
+    try:
+        process.stdout.readline()
+        s3.server.process.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert "interrupted" in process.stderr.readline()
+        assert "limit" not in process.stderr.readline()
+        assert time.monotonic() - started < 10
+    finally:
+        s3.server.process.send_signal(signal.SIGCONT)
+        process.stdout.close()
+        process.stderr.close()
+        process.kill()
+        process.wait()
 
 
 def test_a_limit_proves_nothing(archive, reconcile, unattended):

@@ -66,7 +66,9 @@ def test_pictures_that_crash_their_process_fail_at_once_and_their_neighbours_are
     assert worker.alive
     assert worker.server.pid == pid
     assert len(worker.lines("worker ready")) == 1
-    assert len(worker.lines("picture process died")) == CRASHES
+    died = worker.lines("picture process died")
+    assert sorted(line["source"] for line in died) == sorted(crashing)
+    assert {line["task_id"] for line in died} == {letter.task_id for letter in dead.values()}
     assert not queue.client.keys("veil:attempts:*") + queue.client.keys("veil:turn:*")
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from tasks.app import create_app
 from tasks.delivery.attempts import ATTEMPTS_KEY, MAX_DEATHS
 from tasks.records import dead_letters
+from tasks.redis.errors import REPEAT_SECONDS
 from tasks.redis.primary import READ_ONLY_PAUSE_SECONDS
 from tasks.settings import Settings
 from tools.local.servers import HOST, Server, free_port, start_redis
@@ -492,6 +494,22 @@ def test_a_full_redis_holds_up_producers_and_loses_no_picture(setting, wait_unti
     wait_until(lambda: setting.did("done")["more.jpg"] == 1, 30)
 
 
+def test_a_worker_that_starts_at_a_full_redis_says_so_with_a_pause(setting, wait_until):
+    setting.client.config_set("maxmemory", 1)
+    worker = setting.worker().ready()
+    lines = wait_until(
+        lambda: len(found := worker.lines("queue unavailable")) == 3 and found, 4 * REPEAT_SECONDS
+    )
+    assert all("Redis is full" in line["message"] for line in lines)
+    first, *_, last = (datetime.fromisoformat(line["timestamp"]) for line in lines)
+    assert (last - first).total_seconds() >= 2 * REPEAT_SECONDS
+    assert "Traceback" not in worker.server.log.read_text()
+    assert not worker.lines("queue back")
+
+    setting.client.config_set("maxmemory", 0)
+    wait_until(lambda: worker.lines("queue back"), 10)
+
+
 def test_a_redis_that_takes_no_writes_for_a_while_is_waited_for(setting, wait_until):
     worker = setting.worker().ready()
     setting.send(f"sleep-{LEASE_SECONDS}/a.jpg", "b.jpg")
@@ -547,6 +565,7 @@ def test_a_worker_waits_for_a_redis_that_is_down_and_says_so(setting, wait_until
     setting.send("a.jpg")
     wait_until(lambda: setting.did("done")["a.jpg"] == 1)
     assert {line["error"] for line in worker.lines("queue unavailable")} == {"QueueUnavailable"}
+    assert len(worker.lines("queue back")) == 1
 
 
 def test_a_password_that_changes_at_redis_is_named_and_needs_no_restart(setting, wait_until):

@@ -104,6 +104,28 @@ def test_a_redis_that_may_lose_messages_is_named(tmp_path, veil):
         server.server.stop()
 
 
+def test_a_full_redis_is_named(veil, redis, unattended):
+    redis.config_set("maxmemory", 1)
+    try:
+        done = veil("status", environment=unattended.environment)
+        line = veil("status", "--json", environment=unattended.environment).stdout
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert done.returncode == 0
+    assert "Redis is full" in done.stdout
+    assert json.loads(line)["refusal"].startswith("Redis is full")
+    assert status.read(redis).refusal is None
+
+
+def test_without_a_worker_there_is_no_rate(veil, redis, unattended):
+    queued(unattended, 2)
+    counted(redis, anonymized=5)
+    assert status.read(redis).per_second
+    shown = veil("status", "--workers", environment=unattended.environment).stdout
+    for name in ("pictures/s", "time left"):
+        assert re.search(rf"{name} +–", shown)
+
+
 def test_what_waits_and_since_when(redis, unattended):
     queued(unattended, 3)
     message = json.loads(redis.lindex(BACKFILL, -1))
@@ -330,6 +352,7 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
         "queues",
         "stray",
         "risks",
+        "refusal",
         "in_flight",
         "outcomes",
         "dead",

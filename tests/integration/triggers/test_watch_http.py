@@ -236,6 +236,8 @@ def test_a_full_redis_is_seen_in_health_and_metrics_and_its_end_in_the_log(
         with start_watch("--http", hook.address, "--hold", 0.3, environment=settings) as trigger:
             assert ask(hook.address, "GET", "/healthz")[0] == 200
             assert refused[:-3] + "0.0" in page(metrics)
+            for name in ("veil_build", "veil_worker", "veil_store", "veil_pictures", "veil_dead_t"):
+                assert f"# TYPE {name}" not in page(metrics), "it is one of workers"
 
             redis.client().config_set("maxmemory", 1)
             assert post(hook.address, hook.token, event("a.jpg"))[0] == 503

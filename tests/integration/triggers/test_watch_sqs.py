@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from tasks.publishing import Publisher
 from tasks.routes import Routes
 from tasks.settings import Settings
-from tasks.telemetry.metrics import REGISTRY
+from tasks.telemetry.metrics import TRIGGER
 from tasks.uploads import sqs
 from tasks.uploads.sqs import EventQueue, SqsSource
 from tasks.uploads.stopping import Stop
@@ -238,7 +238,7 @@ def test_a_record_that_is_not_understood_keeps_its_neighbours_from_nothing_and_i
 
 
 def source_up():
-    return REGISTRY.get_sample_value("veil_upload_source_up", {"source": "sqs"})
+    return TRIGGER.get_sample_value("veil_upload_source_up", {"source": "sqs"})
 
 
 def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypatch, wait_until):

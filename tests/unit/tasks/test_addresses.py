@@ -179,6 +179,10 @@ def test_an_object_in_two_places_means_that_they_overlap(first, second, key):
             assert one.overlaps(other)
 
 
+def test_a_prefix_that_ends_in_a_name_is_written_with_a_star():
+    assert str(PrefixUri("clean", ".veil/receipts/a.jpg.")) == "s3://clean/.veil/receipts/a.jpg.*"
+
+
 @given(RELATIVE_PREFIXES, KEYS)
 def test_a_joined_key_is_inside_and_comes_back_as_it_was(prefix, key):
     place = PrefixUri.parse(f"s3://raw/{prefix}")

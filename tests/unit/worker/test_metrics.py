@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.routes import Route
-from tasks.telemetry.metrics import REGISTRY
+from tasks.telemetry.metrics import WORKER
 from worker import metrics
 from worker.detection.faces import Detections
 from worker.detection.labelled import Search
@@ -19,7 +19,7 @@ from worker.searches import NEAR_MARGIN
 
 
 def value(name):
-    return REGISTRY.get_sample_value(name) or 0.0
+    return WORKER.get_sample_value(name) or 0.0
 
 
 def values(*names):
@@ -82,7 +82,7 @@ def test_the_store_is_up_until_the_circuit_breaker_opens():
     breaker.closed_routes = 2
     assert value("veil_closed_routes") == 2
     breaker.closed_routes = 0
-    assert REGISTRY.get_sample_value("veil_route_up", {"route": "north"}) == 1
+    assert WORKER.get_sample_value("veil_route_up", {"route": "north"}) == 1
     failing.append(routes[1])
-    assert REGISTRY.get_sample_value("veil_route_up", {"route": "north"}) == 0
+    assert WORKER.get_sample_value("veil_route_up", {"route": "north"}) == 0
     failing.clear()

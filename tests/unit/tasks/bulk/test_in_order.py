@@ -65,3 +65,23 @@ def test_a_disturbance_of_the_store_is_outlived_and_an_outage_is_not(monkeypatch
 def test_calls_run_at_the_same_time():
     barrier = threading.Barrier(3, timeout=10)
     assert len(list(in_order(lambda _: barrier.wait(), range(3), 3))) == 3
+
+
+def test_an_exception_does_not_wait_for_calls_that_hang_and_no_further_one_begins():
+    hanging, begun = threading.Event(), []
+
+    def work(number):
+        begun.append(number)
+        if number:
+            hanging.wait(30)
+            raise StorageUnavailable("away")  # It would be repeated.
+        raise ValueError("zero")
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="zero"):
+        list(in_order(work, range(10), 3))
+    assert time.monotonic() - started < 5
+    before = len(begun)
+    hanging.set()
+    time.sleep(1)
+    assert len(begun) == before

@@ -12,11 +12,12 @@ from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
 from tasks.settings import Settings
 from tasks.telemetry import metrics
-from tasks.telemetry.metrics import REGISTRY
+from tasks.telemetry.metrics import TRIGGER, WORKER
 
 
 def value(name, **labels):
-    return REGISTRY.get_sample_value(name, labels) or 0.0
+    registry = TRIGGER if name.startswith("veil_upload") else WORKER
+    return registry.get_sample_value(name, labels) or 0.0
 
 
 class Changes:
@@ -125,7 +126,7 @@ def test_no_label_holds_what_a_message_brought():
         )
         metrics.dead(type("StrangeError", (Exception,), {})("secret-key.jpg"))
     assert changed.by == [1]
-    page = generate_latest(REGISTRY).decode()
+    page = generate_latest(WORKER).decode()
     for brought in ("secret-key", "a-queue-of-somebody", "StrangeError"):
         assert brought not in page
 
@@ -146,7 +147,7 @@ def test_errors_are_counted_by_name_and_a_bug_as_a_bug():
 def test_events_of_the_trigger_are_counted_by_source_and_result():
     queued = "veil_upload_events_total", {"source": "http", "result": "queued"}
     metrics.initialize_events("http")
-    assert REGISTRY.get_sample_value(*queued) is not None
+    assert TRIGGER.get_sample_value(*queued) is not None
     with Changes(
         queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})
     ) as changed:
@@ -157,33 +158,33 @@ def test_events_of_the_trigger_are_counted_by_source_and_result():
 
 def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
     for outcome in ("anonymized", "skipped", "held", "dead"):
-        assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
+        assert WORKER.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
     for error in ("AccessDenied", "MalformedMessage", "StorageUnavailable", "bug"):
-        assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
+        assert WORKER.get_sample_value("veil_dead_total", {"error": error}) is not None
     # Permanent errors are never retried.
-    assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
+    assert WORKER.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
     # Those of commands, triggers and training end no picture.
     for error in ("TrainingFailed", "DatasetInvalid", "RunUnknown", "EventsUnavailable"):
         for name in ("veil_dead_total", "veil_retries_total"):
-            assert REGISTRY.get_sample_value(name, {"error": error}) is None
+            assert WORKER.get_sample_value(name, {"error": error}) is None
 
 
 def test_an_address_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(SettingsInvalid, match=f"VEIL_METRICS: {address} can't be served"):
-            metrics.serve(Settings(metrics=address), app)
+            metrics.serve(Settings(metrics=address), app, WORKER)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1:9100", "no-such-host.invalid:9100"])
 def test_an_address_that_is_not_of_this_machine_is_one_line(address):
     with pytest.raises(SettingsInvalid, match="can't be served"):
-        metrics.serve(Settings(metrics=address), app)
+        metrics.serve(Settings(metrics=address), app, WORKER)
 
 
 def test_nothing_is_served_where_nothing_is_asked_for(monkeypatch):
     monkeypatch.setattr(metrics, "start_http_server", lambda *_, **__: pytest.fail("served"))
-    metrics.serve(Settings(metrics=""), app)
+    metrics.serve(Settings(metrics=""), app, WORKER)
 
 
 def test_the_library_s_default_registry_which_flower_serves_has_none_of_it():

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from tasks.addresses import ObjectUri
 from tasks.errors import MalformedEvent, QueueUnavailable, SettingsInvalid
 from tasks.publishing import Wanted
-from tasks.telemetry.metrics import REGISTRY, RefusalReason
+from tasks.telemetry.metrics import TRIGGER, RefusalReason
 from tasks.uploads import webhook
 from tasks.uploads.webhook import MAX_BATCH_SIZE, MAX_BODY_BYTES, Intake
 from tools.local.servers import HOST, free_port
@@ -374,7 +374,7 @@ def test_an_outage_of_redis_is_logged_at_both_ends_although_no_request_arrives(e
 
 
 def refused(reason):
-    return REGISTRY.get_sample_value("veil_webhook_refused_total", {"reason": reason})
+    return TRIGGER.get_sample_value("veil_webhook_refused_total", {"reason": reason})
 
 
 def test_refused_requests_are_counted_by_reason(monkeypatch):

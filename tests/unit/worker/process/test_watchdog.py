@@ -83,6 +83,23 @@ def test_work_that_begins_again_is_watched_anew(watchdog, clock, exits):
     assert exits == []
 
 
+def test_time_in_which_the_process_was_frozen_counts_for_no_work(watchdog, clock, exits, capsys):
+    watchdog.begin("first", "a batch", 10)
+    watchdog.check()
+    clock.now += 36
+    watchdog.check()
+    assert exits == []
+    printed = capsys.readouterr()
+    assert "frozen" in printed.out + printed.err
+    for _ in range(9):
+        clock.now += 1
+        watchdog.check()
+    assert exits == []
+    clock.now += 2
+    watchdog.check()
+    assert exits == [EXIT_STALLED]
+
+
 def test_a_library_that_keeps_python_from_running_is_ended_too():
     script = """
 import ctypes, time
