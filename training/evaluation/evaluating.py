@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore
-from training.data.dataset import FACE, Box, Dataset, Picture
+from training.data.dataset import FACE, Box, Dataset, Picture, first_view
 from training.evaluation import scoring
 from training.evaluation.scoring import Curve, Judged
 from training.run import DESCRIPTION, Run
 from worker.bootstrap import mask_style
 from worker.commands.progress import Bar, progress_bar
 from worker.detection import own_model, plates
+from worker.detection.detector import Detector
 from worker.detection.faces import Boxes, Detections
+from worker.detection.labelled import merge_views
 from worker.detection.model import DEFAULT_THRESHOLD, Model, stated_labels
 from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput, one_by_one
+from worker.images import Frame
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, covered_pixels, regions
 from worker.model_settings import DEFAULT, PLATES, ModelAddress
@@ -206,7 +209,8 @@ def evaluate(
 
     Those of a model that comes with Veil are for the labels that it finds. After those for each
     label follow, with `compare`, those of another model that comes with Veil and finds the label.
-    Detection runs in the passes `look`, or else in those of a worker for the label.
+    Detection runs in the passes `look` over the first view of each picture, or else in the passes
+    and views of a worker for the label.
     The threshold is `threshold`, or else the lowest one that finds objects of the label with at
     most `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. The model to compare with
     keeps its own.
@@ -222,7 +226,8 @@ def evaluate(
     for label in labels:
         infer = answers.of_class(numbers[label])
         passes = look or passes_of(settings, label)
-        measured = _Measured(dataset, split, label, passes, treatments.of(label).style, alarms)
+        style = treatments.of(label).style
+        measured = _Measured(dataset, split, label, passes, look is None, style, alarms)
         # A run has no threshold of its own before it is exported.
         served = threshold_of(settings, label, 0 if of_run else model.score_threshold) or None
         figures.append(measured.figures(name, infer, model.fixed_size, threshold, served))
@@ -276,12 +281,13 @@ def class_numbers(folder: Path, labels: Sequence[str]) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A measurement of one label in one split."""
+    """A measurement of one label in one split, `in_all_views` of a picture or in its first."""
 
     dataset: Dataset
     split: str
     label: str
     look: PassSettings
+    in_all_views: bool
     style: MaskStyle
     alarms: float
 
@@ -304,7 +310,7 @@ class _Measured:
             takes = ModelInput(fixed_size)
             detector = detector_of(self.label, infer, self.look, FLOOR, takes)
             for picture in pictures:
-                found = detector.detect(self.dataset.pixels(picture))
+                found = self._found(detector, self.dataset.frame(picture))
                 everything.append(_judged(picture, self._boxes(picture), found))
                 bar.advance()
             curve = scoring.curve(everything)
@@ -351,8 +357,9 @@ class _Measured:
         pictures = self.dataset.split(self.split)
         exposed, faces, spills, shown = 0, 0, [], []
         for picture in pictures:
-            pixels = self.dataset.pixels(picture)
-            found = detector.detect(pixels)
+            frame = self.dataset.frame(picture)
+            found = self._found(detector, frame)
+            pixels = first_view(frame)
             hidden = hiding.hide(pixels, found.sightings, self.style)
             exposed += self._exposed(picture, pixels, hidden, found)
             faces += len(self._boxes(picture))
@@ -360,6 +367,11 @@ class _Measured:
             shown.append(_judged(picture, self._boxes(picture), found))
             bar.advance()
         return Hidden(threshold, exposed, faces, float(np.mean(spills)), tuple(shown))
+
+    def _found(self, detector: Detector, frame: Frame) -> Detections:
+        """Return what `detector` finds in `frame`."""
+        views = frame.views() if self.in_all_views else [first_view(frame)]
+        return merge_views([detector.detect(view) for view in views])
 
     def _boxes(self, picture: Picture) -> tuple[Box, ...]:
         return picture.boxes_of(self.dataset.labels.index(self.label))

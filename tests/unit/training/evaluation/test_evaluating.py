@@ -118,6 +118,30 @@ def test_each_label_is_searched_for_in_the_passes_of_a_worker(dataset, tmp_path,
     assert (looks["plate"].scales, looks["plate"].turned) == ((64,), "never")
 
 
+@pytest.mark.parametrize(("look", "recall"), [(None, 1), (LOOK, 0)])
+def test_pictures_are_searched_in_the_views_of_a_worker_or_looked_at_once(
+    look, recall, dataset, tmp_path, monkeypatch
+):
+    def detect(pixels):
+        """Find the face where a dark picture is brightened."""
+        is_bright = pixels.mean() > 60
+        boxes = np.array([FACE], np.float32)[: int(is_bright)]
+        return Detections(boxes, np.full(len(boxes), 0.9, np.float32))
+
+    for picture in dataset.pictures:
+        dark = dataset.pixels(picture) // 8
+        Image.fromarray(dark).save(dataset.folder / picture.file)
+    monkeypatch.setattr(evaluating, "detector_of", lambda *_: SimpleNamespace(detect=detect))
+    monkeypatch.setattr(evaluating, "load", lambda *_: model(tmp_path, {"1": "FACE", "2": "plate"}))
+    alone = replace(dataset, labels=("FACE",))
+
+    (figures,) = evaluating.evaluate(
+        "run", alone, "train", WorkerSettings(), look, 0.0, False, threshold=0.5
+    )
+
+    assert figures.summary()["recall"] == recall
+
+
 @pytest.mark.parametrize(("quiet_from", "threshold"), [(0.7, 0.7), (0.8, 0.8), (1.0, None)])
 def test_the_proposed_threshold_is_measured_and_raised_until_it_holds(
     quiet_from, threshold, dataset, tmp_path, monkeypatch
