@@ -379,26 +379,22 @@ def evaluate(
     if as_json:
         print(json.dumps(content))
         return
-    has_other_labels = any(figures["label"] != FACE for figures in content["models"])
-    for figures in content["models"]:
-        label = f", {figures['label']}" if has_other_labels else ""
-        print(
-            f"{figures['model']}{label}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
-            f"recall {figures['recall']} at {figures['threshold']}, "
-            f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
-        )
-        if served := figures["as_served"]:
-            print(
-                f"{figures['model']}{label}, as served: recall {served['recall']} at "
-                f"{served['threshold']}, exposed {served['exposed']} of {served['faces']}, "
-                f"spill {served['spill']:.2%}"
-            )
-    print(report.threshold_line(content))
+    for line in report.lines(content):
+        print(line)
     if run:
         _print_links(run)
     print(f"report: {target / 'report.md'}")
     if run:
-        print(_next("export", home, "--to", "FOLDER"))
+        print(_export_line(run))
+
+
+def _export_line(run: "Run") -> str:
+    """Return the command that exports an evaluated run, or the reason why it would be refused."""
+    from training import exporting
+
+    if reason := exporting.refusal(run):
+        return f"not ready for `veil train export`: {reason}"
+    return _next("export", run.folder, "--to", "FOLDER")
 
 
 def _report_folder(run: "Run | None", model: str) -> Path:

@@ -4,38 +4,53 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
-from training.evaluation.report import threshold_line
+from training.evaluation.report import threshold_lines
 from training.run import stated
 from worker.detection.evaluation import drawbacks_of, evaluations
 
-OWN = {"model": "run", "threshold": 0.5, "exposed": 4, "faces": 69, "spill": 0.0019, "mAP": 0.7}
-BUNDLED = {**OWN, "model": "bundled", "threshold": 0.17, "exposed": 2}
+RESULT = {"threshold": 0.5, "exposed": 4, "faces": 69, "spill": 0.0019, "mAP": 0.7}
+OWN = {"model": "run", "label": "FACE", "proposed_threshold": 0.5, **RESULT}
+BUNDLED = {**OWN, "model": "bundled", "proposed_threshold": None, "threshold": 0.17, "exposed": 2}
 
 
 def content(**changes):
     about = {"data": "d", "split": "val", "pictures": 9, "look": "at 256 px", "alarms": 0.1}
-    results = {"proposed_threshold": 0.31, "chosen_on": "val", "models": [OWN, BUNDLED]}
+    results = {"proposed_threshold": 0.5, "chosen_on": "val", "models": [OWN, BUNDLED]}
     return {**about, **results, **changes}
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "proposed threshold: 0.31"),
+        ({}, "proposed threshold: 0.5"),
         (
             {"proposed_threshold": None},
             "no threshold proposed: none up to 0.99 finds a face with at most 0.1 false alarms "
             "a picture; measured at 0.5",
         ),
-        ({"split": "test"}, "proposed threshold: 0.31, by the evaluation of the split val"),
+        ({"split": "test"}, "proposed threshold: 0.5, by the evaluation of the split val"),
         (
             {"split": "test", "chosen_on": "test"},
-            "proposed threshold: 0.31; `veil train export` uses that of the split val only",
+            "proposed threshold: 0.5; `veil train export` uses that of the split val only",
         ),
     ],
 )
 def test_the_line_says_where_the_threshold_comes_from_or_that_there_is_none(changes, line):
-    assert threshold_line(content(**changes)) == line
+    assert threshold_lines(content(**changes)) == [line]
+
+
+def test_lines_say_which_labels_have_a_threshold_and_where_it_is_not_that_of_the_figures():
+    plates = {**OWN, "label": "plate", "proposed_threshold": 0.7}
+    hats = {**OWN, "label": "hat", "proposed_threshold": None}
+
+    assert threshold_lines(content(models=[OWN, BUNDLED, plates, hats])) == [
+        "proposed threshold: 0.5, the lowest of FACE 0.5, plate 0.7",
+        "no threshold proposed for hat: none up to 0.99 finds one with at most 0.1 false alarms "
+        "a picture",
+    ]
+    assert threshold_lines(content(models=[plates], proposed_threshold=0.7)) == [
+        "proposed threshold: 0.7; measured at 0.5, the lowest of all labels"
+    ]
 
 
 def test_an_exported_model_states_both_results():
