@@ -20,6 +20,7 @@ from training.sheets import ALARM, FOUND, LABELLED, PAPER
 from worker.detection.evaluation import drawbacks_of
 from worker.detection.faces import Boxes
 from worker.pixels import Pixels
+from worker.printing import counted
 
 SHARES = 0, 1.02  # limits of an axis
 LEAST_ALARMS = 0.01  # a picture; fewer are drawn there, because the axis is logarithmic
@@ -122,7 +123,7 @@ def _head(content: dict[str, Any]) -> list[str]:
     return [
         "# Evaluation",
         "",
-        f"{content['pictures']:,} pictures of the split `{content['split']}` "
+        f"{counted(content['pictures'], 'picture')} of the split `{content['split']}` "
         f"of the data set `{content['data'][:16]}`, {content['look']}.",
         "",
         *_summary(content),
@@ -307,12 +308,18 @@ def _kind(content: dict[str, Any]) -> str:
 def _training(run: Run, folder: Path) -> list[str]:
     """Return the section on the training of a run, with a copy of its curves in `folder`."""
     shutil.copyfile(run.folder / CURVES, folder / CURVES)
-    recipe = [[name.replace("_", " "), str(value)] for name, value in run.recipe.content.items()]
+    recipe = [
+        [
+            name.replace("_", " "),
+            ", ".join(value) if isinstance(value, list | tuple) else str(value),
+        ]
+        for name, value in run.recipe.content.items()
+    ]
     return [
         "",
         "## Training",
         "",
-        f"{run.steps_made():,} of {run.recipe.steps:,} steps of the recipe "
+        f"{run.steps_made():,} of {counted(run.recipe.steps, 'step')} of the recipe "
         f"`{run.recipe.digest[:16]}` on the data set `{run.data[:16]}`.",
         "",
         *table(("option", "value"), recipe),

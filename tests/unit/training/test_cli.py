@@ -28,6 +28,8 @@ def test_a_checkpoint_s_line_has_the_loss_and_the_time_left():
     assert cli._progress_line(last) == (
         "step 1,000 of 4,000: loss 0.5000; val: loss 0.7500, AP50 0.900"
     )
+    large = cli._progress_line({**line, "loss": 2.645e21})
+    assert large == "step 1,000 of 4,000: loss 2.6e+21, 1:02:05 left"
     start = {"step": 0, "steps": 4000, "val_loss": 3.5, "val_ap50": 0.95, "seconds_left": None}
     assert cli._progress_line(start) == "before the first step: val: loss 3.5000, AP50 0.950"
     assert cli._progress_line({"step": 0}) == "before the first step: no pictures in val"

@@ -4,8 +4,9 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
+from training.evaluation import report
 from training.evaluation.report import threshold_lines
-from training.run import stated
+from training.run import CURVES, Recipe, Run, stated
 from worker.detection.evaluation import drawbacks_of, evaluations
 
 RESULT = {"threshold": 0.5, "exposed": 4, "faces": 69, "spill": 0.0019, "mAP": 0.7}
@@ -69,3 +70,16 @@ def test_an_exported_model_states_the_comparison_of_each_label():
 
     assert (faces.bundled.exposed, plates.bundled.exposed) == (2, 3)
     assert len(drawbacks_of(stated(content(models=models)))) == 2
+
+
+def test_the_report_of_a_run_lists_its_labels_in_words(tmp_path):
+    labels = "bare", "mask"
+    recipe = Recipe("centerface", 128, 1, 1, 0.01, 3, False, "none", "float32", labels)
+    run = Run.open(tmp_path / "run", recipe, "d" * 64)
+    run.folder.mkdir(exist_ok=True)
+    (run.folder / CURVES).touch()
+
+    lines = report._training(run, tmp_path)
+
+    assert "| classes | bare, mask |" in lines
+    assert any(line.startswith("0 of 1 step of the recipe") for line in lines)
