@@ -32,6 +32,7 @@ LARGEST_SEED = 2**32 - 1
 REPORTS = "evaluation"  # a folder in that of a run, with a folder for each split
 # A smaller fall of AP50 on some dozen pictures of val is chance.
 TOLERATED_LOSS = 0.02
+LARGE_LOSS = 1e4  # Larger ones are written with an exponent.
 ROUNDS = 100
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -290,7 +291,9 @@ def fit(
         finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest, "steps": made}
         print(json.dumps({"event": "finished", **finished}))
         return
-    print(f"finished: {to}, {made:,} of {recipe.steps:,} steps, recipe {recipe.digest[:16]}")
+    print(
+        f"finished: {to}, {made:,} of {counted(recipe.steps, 'step')}, recipe {recipe.digest[:16]}"
+    )
     _warn_of(_losses_since_the_start(run))
     _print_links(run)
     print(_next("evaluate", to, folder))
@@ -379,26 +382,22 @@ def evaluate(
     if as_json:
         print(json.dumps(content))
         return
-    has_other_labels = any(figures["label"] != FACE for figures in content["models"])
-    for figures in content["models"]:
-        label = f", {figures['label']}" if has_other_labels else ""
-        print(
-            f"{figures['model']}{label}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
-            f"recall {figures['recall']} at {figures['threshold']}, "
-            f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
-        )
-        if served := figures["as_served"]:
-            print(
-                f"{figures['model']}{label}, as served: recall {served['recall']} at "
-                f"{served['threshold']}, exposed {served['exposed']} of {served['faces']}, "
-                f"spill {served['spill']:.2%}"
-            )
-    print(report.threshold_line(content))
+    for line in report.lines(content):
+        print(line)
     if run:
         _print_links(run)
     print(f"report: {target / 'report.md'}")
     if run:
-        print(_next("export", home, "--to", "FOLDER"))
+        print(_export_line(run))
+
+
+def _export_line(run: "Run") -> str:
+    """Return the command that exports an evaluated run, or the reason why it would be refused."""
+    from training import exporting
+
+    if reason := exporting.refusal(run):
+        return f"not ready for `veil train export`: {reason}"
+    return _next("export", run.folder, "--to", "FOLDER")
 
 
 def _report_folder(run: "Run | None", model: str) -> Path:
@@ -543,7 +542,8 @@ def _start_line(run: "Run", every: int) -> str:
     """Return the line that `fit` prints before its first step."""
     recipe = run.recipe
     return (
-        f"training {run.folder}: {recipe.steps:,} steps of {recipe.batch:,} pictures, "
+        f"training {run.folder}: {counted(recipe.steps, 'step')} of "
+        f"{counted(recipe.batch, 'picture')}, "
         f"a checkpoint every {every:,}; {_tensorboard_line(run)}"
     )
 
@@ -558,7 +558,7 @@ def _progress_line(line: dict[str, Any]) -> str:
     """Return the line that `fit` prints after its first two steps and at a checkpoint."""
     if line["step"] == 0:
         return f"before the first step: {_on_val(line) or 'no pictures in val'}"
-    text = f"step {line['step']:,} of {line['steps']:,}: loss {line['loss']:.4f}"
+    text = f"step {line['step']:,} of {line['steps']:,}: loss {_loss(line['loss'])}"
     if on_val := _on_val(line):
         text += f"; {on_val}"
     if line["seconds_left"] is None:
@@ -590,7 +590,11 @@ def _on_val(line: dict[str, Any]) -> str:
     if "val_loss" not in line:
         return ""
     precision = "no objects" if line["val_ap50"] is None else f"AP50 {line['val_ap50']:.3f}"
-    return f"val: loss {line['val_loss']:.4f}, {precision}"
+    return f"val: loss {_loss(line['val_loss'])}, {precision}"
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}" if loss < LARGE_LOSS else f"{loss:.1e}"
 
 
 def _print_links(run: "Run") -> None:

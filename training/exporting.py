@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import TrainingFailed
+from tasks.errors import ModelInvalid, TrainingFailed
 from training import folders
 from training.backend import ON_TENSORFLOW
 from training.fitting import finished_model
@@ -51,7 +51,7 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     """
     folders.refuse_content(to, (SAVED_MODEL, ZIP))
     saved = saved_model(run)
-    chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
+    chosen = threshold or _own_threshold(run)
     facts = _read_json(saved / METADATA)
     difference = float(facts.pop("difference"))
     metadata: dict[str, Any] = {
@@ -69,19 +69,36 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     with folders.replaced(to) as work:
         shutil.copytree(saved, work / SAVED_MODEL)
         _write_metadata(work / SAVED_MODEL, metadata)
-        _self_test(work / SAVED_MODEL, str(run.folder))
+        _self_test(work / SAVED_MODEL, str(run.folder), chosen)
         _zip(work / SAVED_MODEL, work / ZIP)
     return Exported(to / SAVED_MODEL, to / ZIP, metadata, difference)
 
 
-def _self_test(folder: Path, name: str) -> None:
-    """Test the model in `folder` as a worker does that loads it, at the model's own threshold.
+def refusal(run: Run) -> str | None:
+    """Return the reason why `run` can't be exported at its own threshold; None if it can.
+
+    Raise the errors of `saved_model`.
+    """
+    saved = saved_model(run)
+    try:
+        _self_test(saved, str(run.folder), _own_threshold(run))
+    except ModelInvalid as error:
+        return str(error)
+    return None
+
+
+def _own_threshold(run: Run) -> float:
+    return run.threshold() or DEFAULT_THRESHOLD
+
+
+def _self_test(folder: Path, name: str, threshold: float) -> None:
+    """Test the model in `folder` as a worker does that loads it, at `threshold`.
 
     `name` is its name in messages. Raise ModelInvalid if it fails.
     """
-    settings = WorkerSettings.load().model_copy(update={"score_threshold": None})
+    settings = WorkerSettings.load().model_copy(update={"score_threshold": threshold})
     model = load_folder(settings, folder, name=name)
-    known_face.try_own(model, model.score_threshold, stated_labels(folder))
+    known_face.try_own(model, threshold, stated_labels(folder))
 
 
 def saved_model(run: Run) -> Path:

@@ -66,6 +66,8 @@ class Validation:
 
     def _judged(self, example: Example, found: Detections) -> list[Judged]:
         """Return the detections of each label, matched with its objects."""
+        # Those of a network that the training ruins may have no place in a picture.
+        found = found[np.isfinite(found.boxes_xyxy).all(axis=1)]
         classes = np.ones(len(found), np.intp) if found.classes is None else found.classes
         return [
             judged(

@@ -20,7 +20,7 @@ from worker.areas import bounds
 from worker.detection.credible import placed
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections, clip, outside
-from worker.detection.labelled import bridge_by_label, merge_by_label
+from worker.detection.labelled import bridge_by_label, merge_views
 from worker.detection.presets import PassSettings
 from worker.images import viewing
 from worker.images.formats import CONTENT_TYPES
@@ -416,7 +416,7 @@ class Anonymizer(FileAnonymizer):
                 )
             with budget.step():
                 found.append(placed(self._detector.detect(view)))
-        return found[0] if len(found) == 1 else merge_by_label(Detections.joined(found))
+        return merge_views(found)
 
     def _hide(
         self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions

@@ -89,7 +89,8 @@ def _warn_of_evaluation(model: "Model", named_in: str) -> None:
             model=model.name,
             evaluation="; ".join(drawback for one in bad for drawback in one.drawbacks()),
             evaluated_threshold=min(one.threshold for one in bad),
-            effect=f"train it longer, or take it out of {named_in}",
+            effect="objects may be published, or more is hidden than need be: "
+            f"train it longer, or take it out of {named_in}",
         )
 
 

@@ -144,9 +144,11 @@ class WorkerSettings(UploadSettings):
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",
-        description="Library that runs the model. `litert` runs the default model in 8 bits, on "
-        "CPUs only. `auto` chooses `tensorflow` on a GPU and for a model of your own, else "
-        "`litert`. Their outputs differ a little, so their recipes differ too.",
+        description="Library that runs a model. `litert` runs its network in 8 bits, on CPUs "
+        "only; the default model and exports of fine-tuned ones have one. `auto` chooses `litert` "
+        "for such a model on a machine without a GPU, else `tensorflow`. A model that has nothing "
+        "but this network, as that of plates, runs on LiteRT with any engine. The outputs of both "
+        "differ a little, so their recipes differ too.",
     )
     preset: Literal["fast", "balanced", "thorough"] = Field(
         "balanced",

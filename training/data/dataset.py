@@ -106,9 +106,13 @@ class Dataset:
 
     def pixels(self, picture: Picture) -> Pixels:
         """Return uint8 RGB [height, width, 3]; raise DatasetInvalid if the file has changed."""
+        return first_view(self.frame(picture))
+
+    def frame(self, picture: Picture) -> images.Frame:
+        """Return the first frame of the file; raise DatasetInvalid if the file has changed."""
         path = self.folder / picture.file
         try:
-            pixels, _ = decoded(path.read_bytes())
+            frame, _ = decoded(path.read_bytes())
         except OSError as error:
             raise DatasetInvalid(
                 f"{path} can't be read ({error.strerror}): import the data set again"
@@ -117,11 +121,11 @@ class Dataset:
             raise DatasetInvalid(
                 f"{path} is damaged ({error}): import the data set again"
             ) from None
-        if pixels.shape[:2] != (picture.height, picture.width):
+        if (frame.height, frame.width) != (picture.height, picture.width):
             raise DatasetInvalid(
                 f"{path} is not the picture that was imported: import the data set again"
             )
-        return pixels
+        return frame
 
 
 def refuse_as_target(folder: Path) -> None:
@@ -130,13 +134,18 @@ def refuse_as_target(folder: Path) -> None:
         raise OutputFailed(f"{folder} is a data set: choose another --to")
 
 
-def decoded(content: bytes) -> tuple[Pixels, str]:
+def decoded(content: bytes) -> tuple[images.Frame, str]:
     """Return the first frame of a picture, decoded as in a worker, and the name of its format.
 
     Raise the VeilError of worker.images if it can't be decoded.
     """
     picture = images.decode(content, MAX_PIXELS)
-    return next(iter(picture.frames[0].views())), picture.format
+    return picture.frames[0], picture.format
+
+
+def first_view(frame: images.Frame) -> Pixels:
+    """Return the first of the views in which a worker detects, uint8 RGB [height, width, 3]."""
+    return next(frame.views())
 
 
 def digest(pictures: Iterable[Picture], labels: Sequence[str] = (FACE,)) -> str:

@@ -302,10 +302,10 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         return MISSING
     try:
         content = each.path.read_bytes()
-        pixels, form = dataset.decoded(content)
+        frame, form = dataset.decoded(content)
     except (OSError, VeilError):
         return UNREADABLE
-    height, width = pixels.shape[:2]
+    width, height = frame.width, frame.height
     if each.size is not None and each.size != (width, height):
         return SWAPPED if each.size == (height, width) else OTHER_SIZE
     scale = (width, height) if each.shares else (1, 1)
@@ -330,7 +330,7 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         content,
         hashlib.sha256(content).hexdigest(),
         form,
-        likeness.perceptual_hash(pixels),
+        likeness.perceptual_hash(dataset.first_view(frame)),
         (width, height),
         tuple(sorted(faces)),
         tuple(sorted(ignored)),

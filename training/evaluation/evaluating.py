@@ -1,9 +1,9 @@
 """``veil train evaluate``: measure detections and exposed faces of a model, by label."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore
-from training.data.dataset import FACE, Box, Dataset, Picture
+from training.data.dataset import FACE, Box, Dataset, Picture, first_view
 from training.evaluation import scoring
 from training.evaluation.scoring import Curve, Judged
 from training.run import DESCRIPTION, Run
@@ -22,10 +22,12 @@ from worker.bootstrap import mask_style
 from worker.commands.progress import Bar, progress_bar
 from worker.detection import own_model, plates
 from worker.detection.faces import Boxes, Detections
+from worker.detection.labelled import merge_views
 from worker.detection.model import DEFAULT_THRESHOLD, Model, stated_labels
 from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput, one_by_one
+from worker.images import Frame
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, covered_pixels, regions
 from worker.model_settings import DEFAULT, PLATES, ModelAddress
@@ -38,7 +40,6 @@ from worker.treatments import Treatments
 BUNDLED = {DEFAULT: FACE, PLATES: plates.LABEL}  # the models that come with Veil; their labels
 FLOOR = 0.05  # the lowest threshold that is evaluated
 MAX_THRESHOLD = 0.99  # the highest threshold that is proposed, and that `export` accepts
-PROPOSALS = 6  # at most so many thresholds are measured to propose one
 PLACES = 4  # decimals of a proposed threshold, as it is written
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
 # A face is exposed when half of the structure of its eye band survives: docs/detection.md.
@@ -102,37 +103,28 @@ class Hidden:
 
     def at_threshold(self) -> tuple[float, float, float]:
         """Return recall, precision and false alarms per picture at `threshold`."""
-        hits, alarms = self._counts()
+        hits, alarms = scoring.counts(self.shown)
         return (
             round(hits / max(1, self.faces), 4),
             round(hits / max(1, hits + alarms), 4),
             round(alarms / len(self.shown), 3),
         )
 
-    def is_within(self, alarms: float) -> bool:
-        """Return True if a face is found with at most `alarms` false alarms per picture."""
-        hits, its_alarms = self._counts()
-        return hits > 0 and its_alarms <= alarms * len(self.shown)
-
-    def _counts(self) -> tuple[int, int]:
-        """Return the numbers of found faces and of false alarms."""
-        hits = sum(int((picture.face_of >= 0).sum()) for picture in self.shown)
-        return hits, sum(int((picture.face_of == -1).sum()) for picture in self.shown)
-
 
 @dataclass(frozen=True)
 class Figures:
     """The results of one model for one label, `hidden` at the threshold that is judged.
 
-    `is_within_budget` is False if no threshold has as few false alarms as were asked for.
-    `everything` has all detections from FLOOR on, by which `precision` and `curve` are computed.
-    `as_served` has the results at the threshold with which a worker would use the model; None if it
-    has none yet, or for the bundled model, which is judged there.
+    `proposed` is the threshold that suits the label alone; None if no threshold has as few false
+    alarms as were asked for, and for the bundled model, which keeps its own. `everything` has all
+    detections from FLOOR on, by which `precision` and `curve` are computed. `as_served` has the
+    results at the threshold with which a worker would use the model; None if it has none yet, or
+    for the bundled model, which is judged there.
     """
 
     name: str
     label: str
-    is_within_budget: bool
+    proposed: float | None
     precision: dict[str, float | None]
     curve: Curve
     everything: tuple[Judged, ...]
@@ -148,6 +140,7 @@ class Figures:
         return {
             "model": self.name,
             "label": self.label,
+            "proposed_threshold": None if self.proposed is None else round(self.proposed, PLACES),
             **self.precision,
             "recall_by_false_alarms": rates,
             **self.hidden.summary(),
@@ -206,10 +199,11 @@ def evaluate(
 
     Those of a model that comes with Veil are for the labels that it finds. After those for each
     label follow, with `compare`, those of another model that comes with Veil and finds the label.
-    Detection runs in the passes `look`, or else in those of a worker for the label.
-    The threshold is `threshold`, or else the lowest one that finds objects of the label with at
-    most `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. The model to compare with
-    keeps its own.
+    Detection runs in the passes `look` over the first view of each picture, or else in the passes
+    and views of a worker for the label.
+    The threshold is `threshold`, or else the lowest one that finds objects of a label with at most
+    `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. It is that of all labels, as it is
+    in an export. The model to compare with keeps its own.
     """
     treatments = Treatments(mask_style(settings), dataset.labels, rules_of_treatment(settings))
     model, name = load(address, settings), Path(address).name
@@ -217,20 +211,29 @@ def evaluate(
     is_bundled = address in BUNDLED and not of_run
     labels = _labels_of(address, dataset) if is_bundled else dataset.labels
     numbers = class_numbers(model.folder, labels)
-    answers = Remembering(model)
-    figures = []
+    answers, takes = Remembering(model), ModelInput(model.fixed_size)
+    swept = []
     for label in labels:
-        infer = answers.of_class(numbers[label])
-        passes = look or passes_of(settings, label)
-        measured = _Measured(dataset, split, label, passes, treatments.of(label).style, alarms)
+        about = dataset, split, label, look or passes_of(settings, label), look is None
+        style = treatments.of(label).style
+        swept.append(
+            _Measured(name, answers.of_class(numbers[label]), takes, *about, style).swept()
+        )
+    proposals = [threshold or one.proposed(alarms) for one in swept]
+    lowest = min((one for one in proposals if one), default=DEFAULT_THRESHOLD)
+    figures = []
+    for one, proposed in zip(swept, proposals, strict=True):
+        label = one.measured.label
         # A run has no threshold of its own before it is exported.
         served = threshold_of(settings, label, 0 if of_run else model.score_threshold) or None
-        figures.append(measured.figures(name, infer, model.fixed_size, threshold, served))
+        figures.append(one.figures(lowest, proposed, served))
         other = _to_compare(label, settings) if compare else None
         if other and not _is_same(other, model):
-            own = other.score_threshold
-            its = Remembering(other).of_class(class_numbers(other.folder, [label])[label])
-            figures.append(measured.figures("bundled", its, other.fixed_size, own))
+            infer = Remembering(other).of_class(class_numbers(other.folder, [label])[label])
+            its = replace(
+                one.measured, name="bundled", infer=infer, takes=ModelInput(other.fixed_size)
+            )
+            figures.append(its.swept().figures(other.score_threshold))
     return figures
 
 
@@ -276,90 +279,57 @@ def class_numbers(folder: Path, labels: Sequence[str]) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A measurement of one label in one split."""
+    """A measurement of one label in one split, `in_all_views` of a picture or in its first.
 
+    `infer` returns the detections of the label by the model `name`, whose input is `takes`.
+    """
+
+    name: str
+    infer: Infer
+    takes: ModelInput
     dataset: Dataset
     split: str
     label: str
     look: PassSettings
+    in_all_views: bool
     style: MaskStyle
-    alarms: float
 
-    def figures(
-        self,
-        name: str,
-        infer: Infer,
-        fixed_size: tuple[int, int] | None,
-        threshold: float | None,
-        served: float | None = None,
-    ) -> Figures:
-        """Return the results of the model `name`, whose detections of the label `infer` returns.
+    def swept(self) -> "_Swept":
+        """Return all detections from FLOOR on, and their curve."""
+        with self.bar(1) as bar:
+            everything = self.judged(FLOOR, bar)
+        return _Swept(self, everything, scoring.curve(everything))
 
-        They are those at `threshold`, and at `served` too, if it is one and another threshold.
-        """
-        pictures = self.dataset.split(self.split)
-        passes = 2 if served is None else 3
-        with progress_bar(f"{name}, {self.label}", total=passes * len(pictures)) as bar:
-            everything = []
-            takes = ModelInput(fixed_size)
-            detector = detector_of(self.label, infer, self.look, FLOOR, takes)
-            for picture in pictures:
-                found = detector.detect(self.dataset.pixels(picture))
-                everything.append(_judged(picture, self._boxes(picture), found))
-                bar.advance()
-            curve = scoring.curve(everything)
-            at = partial(self._hidden, infer, takes, bar)
-            hidden = self._proposed(curve, at) if threshold is None else at(threshold)
-            is_within_budget = hidden is not None
-            hidden = hidden or at(DEFAULT_THRESHOLD)
-            as_served = None if served is None else at(served)
-        average = scoring.average_precision(everything)
-        return Figures(
-            name,
-            self.label,
-            is_within_budget,
-            average,
-            curve,
-            tuple(everything),
-            hidden,
-            as_served,
-        )
+    def judged(self, threshold: float, bar: Bar) -> tuple[Judged, ...]:
+        """Return what is found from `threshold` on, matched with the labelled objects."""
+        found = self._searched(threshold, bar)
+        return tuple(_judged(picture, self._boxes(picture), its) for picture, _, its in found)
 
-    def _proposed(self, curve: Curve, at: Callable[[float], Hidden]) -> Hidden | None:
-        """Return the results `at` the lowest threshold with at most `alarms` per picture.
-
-        At a threshold, passes are merged differently than for the curve, so the thresholds of the
-        curve are measured, from the lowest that would do, and then by bisection. None if none of
-        those that are measured has so few.
-        """
-        thresholds = to_propose(curve, self.alarms)
-        found, low, high, middle = None, 0, len(thresholds), 0
-        for _ in range(PROPOSALS):
-            if low == high:
-                break
-            hidden = at(thresholds[middle])
-            if hidden.is_within(self.alarms):
-                found, high = hidden, middle
-            else:
-                low = middle + 1
-            middle = (low + high) // 2
-        return found
-
-    def _hidden(self, infer: Infer, takes: ModelInput, bar: Bar, threshold: float) -> Hidden:
+    def hidden(self, threshold: float, bar: Bar) -> Hidden:
         """Return the results of hiding what is found from `threshold` on."""
-        detector = detector_of(self.label, infer, self.look, threshold, takes)
-        pictures = self.dataset.split(self.split)
         exposed, faces, spills, shown = 0, 0, [], []
-        for picture in pictures:
-            pixels = self.dataset.pixels(picture)
-            found = detector.detect(pixels)
+        for picture, frame, found in self._searched(threshold, bar):
+            pixels = first_view(frame)
             hidden = hiding.hide(pixels, found.sightings, self.style)
             exposed += self._exposed(picture, pixels, hidden, found)
             faces += len(self._boxes(picture))
             spills.append(_spill(pixels, hidden, picture))
             shown.append(_judged(picture, self._boxes(picture), found))
-            bar.advance()
         return Hidden(threshold, exposed, faces, float(np.mean(spills)), tuple(shown))
+
+    def bar(self, passes: int) -> AbstractContextManager[Bar]:
+        """Show a bar for `passes` over the pictures."""
+        total = passes * len(self.dataset.split(self.split))
+        return progress_bar(f"{self.name}, {self.label}", total)
+
+    def _searched(self, threshold: float, bar: Bar) -> Iterator[tuple[Picture, Frame, Detections]]:
+        """Yield each picture with its frame and what is found there from `threshold` on."""
+        detector = detector_of(self.label, self.infer, self.look, threshold, self.takes)
+        for picture in self.dataset.split(self.split):
+            frame = self.dataset.frame(picture)
+            views = frame.views() if self.in_all_views else [first_view(frame)]
+            yield picture, frame, merge_views([detector.detect(view) for view in views])
+            bar.advance()
 
     def _boxes(self, picture: Picture) -> tuple[Box, ...]:
         return picture.boxes_of(self.dataset.labels.index(self.label))
@@ -375,6 +345,58 @@ class _Measured:
         return sum(_share(covered, box) < HIDDEN for box in boxes)
 
 
+@dataclass(frozen=True)
+class _Swept:
+    """The detections of a measurement from FLOOR on, and their curve."""
+
+    measured: _Measured
+    everything: tuple[Judged, ...]
+    curve: Curve
+
+    def proposed(self, alarms: float) -> float | None:
+        """Return the lowest score with at most `alarms` per picture as a threshold.
+
+        Passes are merged differently at each threshold, so thresholds are measured: first the one
+        that the curve suggests, then others around it, ever farther away, until bisection has found
+        the lowest. None if there is none, or if it finds no object.
+        """
+        thresholds = to_propose(self.curve)
+        suggested = self.curve.thresholds_within(alarms).min(initial=MAX_THRESHOLD)
+        middle = max(0, int(np.searchsorted(thresholds, suggested, side="right")) - 1)
+        low, high, reach, hits = 0, len(thresholds), 1, 0
+        with self.measured.bar(1) as bar:
+            while low < high:
+                bar.expect(bar.count + len(self.everything))
+                shown = self.measured.judged(thresholds[middle], bar)
+                its_hits, its_alarms = scoring.counts(shown)
+                if its_alarms <= alarms * len(shown):
+                    high, hits = middle, its_hits
+                    middle = max((low + high) // 2, high - reach)
+                else:
+                    low = middle + 1
+                    middle = min((low + high) // 2, low - 1 + reach)
+                reach *= 2
+        return thresholds[high] if hits else None
+
+    def figures(
+        self, threshold: float, proposed: float | None = None, served: float | None = None
+    ) -> Figures:
+        """Return the results at `threshold`, and at `served` too, if it is one."""
+        with self.measured.bar(1 if served is None else 2) as bar:
+            hidden = self.measured.hidden(threshold, bar)
+            as_served = None if served is None else self.measured.hidden(served, bar)
+        return Figures(
+            self.measured.name,
+            self.measured.label,
+            proposed,
+            scoring.average_precision(self.everything),
+            self.curve,
+            self.everything,
+            hidden,
+            as_served,
+        )
+
+
 def _share(covered: NDArray[np.bool_], box: Box) -> float:
     """Return the share of the pixels of `box` that are `covered`."""
     x1, y1, x2, y2 = (round(side) for side in box)
@@ -382,15 +404,11 @@ def _share(covered: NDArray[np.bool_], box: Box) -> float:
     return float(part.mean()) if part.size else 1.0
 
 
-def to_propose(curve: Curve, alarms: float) -> list[float]:
-    """Return the thresholds, rising, that may find faces with at most `alarms` a picture.
-
-    They are those of the curve that do, in PLACES decimals, from FLOOR to MAX_THRESHOLD.
-    """
+def to_propose(curve: Curve) -> list[float]:
+    """Return the thresholds of `curve`, rising, in PLACES decimals, from FLOOR to MAX_THRESHOLD."""
     unit = 10**PLACES
-    within = curve.thresholds_within(alarms)
     # Rounded down, so that the detection at the threshold counts.
-    written = np.unique((np.floor(within * unit) / unit).clip(FLOOR))
+    written = np.unique((np.floor(curve.thresholds * unit) / unit).clip(FLOOR))
     return [float(threshold) for threshold in written if threshold <= MAX_THRESHOLD]
 
 

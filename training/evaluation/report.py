@@ -13,13 +13,14 @@ from tasks.errors import OutputFailed
 from training import charts, sheets
 from training.data.dataset import FACE, Dataset, kind_of, sides
 from training.data.overview import table
-from training.evaluation.evaluating import HIDDEN, MAX_THRESHOLD, Figures
+from training.evaluation.evaluating import HIDDEN, MAX_THRESHOLD, PLACES, Figures
 from training.evaluation.scoring import SIZES, as_coco, size_name
 from training.run import CURVES, Run, stated
 from training.sheets import ALARM, FOUND, LABELLED, PAPER
 from worker.detection.evaluation import drawbacks_of
 from worker.detection.faces import Boxes
 from worker.pixels import Pixels
+from worker.printing import counted
 
 SHARES = 0, 1.02  # limits of an axis
 LEAST_ALARMS = 0.01  # a picture; fewer are drawn there, because the axis is logarithmic
@@ -109,11 +110,9 @@ def _results(figures: Sequence[Figures], about: dict[str, Any]) -> dict[str, Any
     `about` is the other part. With several labels the threshold is the lowest that is proposed for
     one of them.
     """
-    # The second figures of a label are those of the bundled model.
-    own = {each.label: each for each in reversed(figures)}.values()
-    proposals = [each.threshold for each in own if each.is_within_budget]
+    proposals = [each.proposed for each in figures if each.proposed]
     content = {
-        "proposed_threshold": round(min(proposals), 4) if proposals else None,
+        "proposed_threshold": round(min(proposals), PLACES) if proposals else None,
         "models": [each.summary() for each in figures],
     }
     return {**content, "drawbacks": drawbacks_of(stated(about | content))}
@@ -124,7 +123,7 @@ def _head(content: dict[str, Any]) -> list[str]:
     return [
         "# Evaluation",
         "",
-        f"{content['pictures']:,} pictures of the split `{content['split']}` "
+        f"{counted(content['pictures'], 'picture')} of the split `{content['split']}` "
         f"of the data set `{content['data'][:16]}`, {content['look']}.",
         "",
         *_summary(content),
@@ -149,22 +148,63 @@ def _overview(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def threshold_line(content: dict[str, Any]) -> str:
-    """Return the proposed threshold in words, or the reason why there is none."""
-    threshold = content["proposed_threshold"]
-    if threshold is None:
-        measured = content["models"][0]["threshold"]
-        what = {"face": "a face"}.get(_kind(content), "an object")
-        return (
-            f"no threshold proposed: none up to {MAX_THRESHOLD:g} finds {what} with at most "
-            f"{content['alarms']:g} false alarms a picture; measured at {measured:g}"
+def lines(content: dict[str, Any]) -> list[str]:
+    """Return the figures of each model, and the proposed threshold."""
+    has_other_labels = any(each["label"] != FACE for each in content["models"])
+    found = []
+    for each in content["models"]:
+        name = f"{each['model']}, {each['label']}" if has_other_labels else each["model"]
+        found.append(
+            f"{name}: mAP {each['mAP']}, AP50 {each['AP50']}, "
+            f"recall {each['recall']} at {each['threshold']}, {_hidden_line(each)}"
         )
+        if served := each["as_served"]:
+            found.append(
+                f"{name}, as served: recall {served['recall']} at {served['threshold']}, "
+                f"{_hidden_line(served)}"
+            )
+    return found + threshold_lines(content)
+
+
+def _hidden_line(figures: dict[str, Any]) -> str:
+    return f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
+
+
+def threshold_lines(content: dict[str, Any]) -> list[str]:
+    """Return the proposed threshold in words, or the reason why there is none.
+
+    Lines on the labels that have none follow, if others have one.
+    """
+    threshold = content["proposed_threshold"]
+    measured = content["models"][0]["threshold"]
+    if threshold is None:
+        what = {"face": "a face"}.get(_kind(content), "an object")
+        return [f"no threshold proposed: {_reason(content, what)}; measured at {measured:g}"]
     line = f"proposed threshold: {threshold:g}"
+    # The second figures of a label are those of the bundled model.
+    own = {each["label"]: each["proposed_threshold"] for each in reversed(content["models"])}
     if content["chosen_on"] != content["split"]:
-        return f"{line}, by the evaluation of the split {content['chosen_on']}"
+        return [f"{line}, by the evaluation of the split {content['chosen_on']}"]
+    if len(own) > 1:
+        proposals = (f"{label} {its:g}" for label, its in reversed(own.items()) if its is not None)
+        line += f", the lowest of {', '.join(proposals)}"
+    if measured != threshold:
+        line += f"; measured at {measured:g}, the lowest of all labels"
     if content["split"] != "val":
-        return f"{line}; `veil train export` uses that of the split val only"
-    return line
+        line += "; `veil train export` uses that of the split val only"
+    without = (label for label, its in reversed(own.items()) if its is None)
+    return [
+        line,
+        *(f"no threshold proposed for {one}: {_reason(content, 'one')}" for one in without),
+    ]
+
+
+def _reason(content: dict[str, Any], what: str) -> str:
+    """Return the reason why no threshold is proposed for `what` is to be found."""
+    return (
+        f"none up to {MAX_THRESHOLD:g} finds {what} with at most {content['alarms']:g} false "
+        "alarms a picture"
+    )
 
 
 def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
@@ -268,12 +308,18 @@ def _kind(content: dict[str, Any]) -> str:
 def _training(run: Run, folder: Path) -> list[str]:
     """Return the section on the training of a run, with a copy of its curves in `folder`."""
     shutil.copyfile(run.folder / CURVES, folder / CURVES)
-    recipe = [[name.replace("_", " "), str(value)] for name, value in run.recipe.content.items()]
+    recipe = [
+        [
+            name.replace("_", " "),
+            ", ".join(value) if isinstance(value, list | tuple) else str(value),
+        ]
+        for name, value in run.recipe.content.items()
+    ]
     return [
         "",
         "## Training",
         "",
-        f"{run.steps_made():,} of {run.recipe.steps:,} steps of the recipe "
+        f"{run.steps_made():,} of {counted(run.recipe.steps, 'step')} of the recipe "
         f"`{run.recipe.digest[:16]}` on the data set `{run.data[:16]}`.",
         "",
         *table(("option", "value"), recipe),
@@ -283,8 +329,9 @@ def _training(run: Run, folder: Path) -> list[str]:
 
 
 def _summary(content: dict[str, Any]) -> list[str]:
-    line = threshold_line(content)
-    lines = [f"**{line[0].upper()}{line[1:]}.**", ""]
+    lines = []
+    for line in threshold_lines(content):
+        lines += [f"**{line[0].upper()}{line[1:]}.**", ""]
     if content["drawbacks"]:
         lines += ["The evaluation warns of this:", ""]
         lines += [f"- {drawback}" for drawback in content["drawbacks"]]
@@ -347,7 +394,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
         },
         limits=SHARES,
         width=SHARES,
-        marks={"proposed" if main.is_within_budget else "default": main.threshold},
+        marks={"proposed" if main.proposed == main.threshold else "measured": main.threshold},
     )
 
 

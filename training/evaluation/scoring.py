@@ -65,6 +65,12 @@ def _share_within(box: Boxes, areas: Boxes) -> NDArray[np.float32]:
     return share
 
 
+def counts(pictures: Sequence[Judged]) -> tuple[int, int]:
+    """Return the numbers of found faces and of false alarms."""
+    face_of = np.concatenate([picture.face_of for picture in pictures])
+    return int((face_of >= 0).sum()), int((face_of == -1).sum())
+
+
 @dataclass(frozen=True)
 class Curve:
     """Recall, precision and false alarms per picture at each of the thresholds, which decrease."""

@@ -86,11 +86,11 @@ class Detections:
 
     `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest
     first. `scores` is float32 [n], from 0 to 1. `merged_from` are the sightings that the faces were
-    merged from; None if each box is its only sighting. A model that returns a limited number of
-    faces may leave some out: `left_out` is the highest score that one of these may have, else 0.
-    `classes` [n] are the classes that a model returned, from 1 on; None where they are not known.
-    `labelled` [n] are the labels of objects that may be something else than faces; None if all are
-    faces.
+    merged from, of each face the surest first; None if each box is its only sighting. A model that
+    returns a limited number of faces may leave some out: `left_out` is the highest score that one
+    of these may have, else 0. `classes` [n] are the classes that a model returned, from 1 on; None
+    where they are not known. `labelled` [n] are the labels of objects that may be something else
+    than faces; None if all are faces.
     """
 
     boxes_xyxy: Boxes
@@ -139,16 +139,18 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, chosen: Any) -> "Detections":
-        """Return the chosen faces (indices or a mask), in that order, with their sightings."""
+        """Return the chosen faces (indices or a mask), with their sightings, both in that order."""
         rows = np.arange(len(self))[chosen]
         new_row = np.full(len(self), -1)
         new_row[rows] = np.arange(len(rows))
         sightings = self.sightings
         face = new_row[sightings.face]
+        # So those of the strongest face come first when faces are merged.
+        order = np.argsort(face, kind="stable")
         return Detections(
             self.boxes_xyxy[rows],
             self.scores[rows],
-            replace(sightings, face=face)[face >= 0],
+            replace(sightings, face=face)[order[face[order] >= 0]],
             classes=None if self.classes is None else self.classes[rows],
             labelled=None if self.labelled is None else self.labelled[rows],
         )

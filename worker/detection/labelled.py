@@ -174,6 +174,11 @@ def merge_by_label(found: Detections) -> Detections:
     return merged
 
 
+def merge_views(found: Sequence[Detections]) -> Detections:
+    """Return the objects of a frame, `found` in each of its views."""
+    return found[0] if len(found) == 1 else merge_by_label(Detections.joined(found))
+
+
 def bridge_by_label(frames: Sequence[Detections]) -> list[Detections]:
     """Return the objects of the frames of an animation; each label is bridged by itself."""
     return by_label(bridged, frames)

@@ -207,6 +207,11 @@ def test_a_model_that_workers_refuse_is_not_exported(exported, tmp_path, monkeyp
     shutil.copytree(exported.folder.parent, to)
     before = (to / exporting.ZIP).read_bytes()
 
+    assert exporting.refusal(large) is None  # nothing reaches the threshold of its evaluation
+    content = {**large.evaluation(), "proposed_threshold": SCORE / 2}
+    (large.folder / EVALUATION).write_text(json.dumps(content))
+    assert exporting.refusal(large).startswith(f"{large.folder} covers 100% of a photograph")
+
     with pytest.raises(ModelInvalid) as refused:
         exporting.export(large, to, SCORE / 2)
 

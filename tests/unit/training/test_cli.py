@@ -28,6 +28,8 @@ def test_a_checkpoint_s_line_has_the_loss_and_the_time_left():
     assert cli._progress_line(last) == (
         "step 1,000 of 4,000: loss 0.5000; val: loss 0.7500, AP50 0.900"
     )
+    large = cli._progress_line({**line, "loss": 2.645e21})
+    assert large == "step 1,000 of 4,000: loss 2.6e+21, 1:02:05 left"
     start = {"step": 0, "steps": 4000, "val_loss": 3.5, "val_ap50": 0.95, "seconds_left": None}
     assert cli._progress_line(start) == "before the first step: val: loss 3.5000, AP50 0.950"
     assert cli._progress_line({"step": 0}) == "before the first step: no pictures in val"
@@ -203,6 +205,13 @@ def test_no_result_is_written_into_a_data_set(command, data):
     assert sorted(data.iterdir()) == before
 
 
+def evaluated(label, as_served=None):
+    """Return the figures of a label in an evaluation."""
+    shared = dict.fromkeys(("mAP", "AP50", "recall", "spill"), 0.5)
+    counts = {"threshold": 0.4, "proposed_threshold": 0.4, "exposed": 1, "faces": 69}
+    return {"model": "run", "label": label, **shared, **counts, "as_served": as_served}
+
+
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """``evaluate(split)`` runs the command with stand-ins for what is measured and written.
@@ -213,7 +222,9 @@ def evaluate(tmp_path, monkeypatch):
     from training.evaluation import evaluating, report
 
     thresholds = []
-    measured = []
+    measured = [evaluated("FACE")]
+    exporting = SimpleNamespace(refusal=lambda run: None)  # without TensorFlow
+    monkeypatch.setitem(sys.modules, "training.exporting", exporting)
     pictures = SimpleNamespace(split=lambda name: (), digest="d" * 64)
     monkeypatch.setattr(dataset.Dataset, "load", lambda folder: pictures)
     monkeypatch.setattr(evaluating, "evaluate", lambda *given: thresholds.append(given[-1]))
@@ -236,6 +247,7 @@ def evaluate(tmp_path, monkeypatch):
         return done, thresholds[-1]
 
     run.measured = measured
+    run.exporting = exporting
     return run
 
 
@@ -310,14 +322,21 @@ def test_an_evaluation_warns_and_names_curves_checkpoint_report_and_next_command
     ]
 
 
+def test_an_evaluation_does_not_advise_an_export_that_would_be_refused(tmp_path, evaluate):
+    Run.open(tmp_path, RECIPE, "d" * 64)._describe()
+    evaluate.exporting.refusal = lambda run: f"{run.folder.name} covers 90% of a photograph"
+
+    done, _ = evaluate("val")
+
+    last = f"not ready for `veil train export`: {tmp_path.name} covers 90% of a photograph"
+    assert done.stdout.splitlines()[-1] == last
+    assert "next:" not in done.stdout
+
+
 def test_an_evaluation_of_several_labels_names_the_label_of_each_line(tmp_path, evaluate):
     Run.open(tmp_path, RECIPE, "d" * 64)._describe()
-    shared = dict.fromkeys(("mAP", "AP50", "recall", "spill"), 0.5)
-    counts = {"threshold": 0.3, "exposed": 1, "faces": 69}
     served = {"recall": 0.9, "threshold": 0.2, "exposed": 0, "faces": 69, "spill": 0.25}
-    for label, as_served in (("FACE", None), ("plate", served)):
-        figures = {"model": "run", "label": label, **shared, **counts, "as_served": as_served}
-        evaluate.measured.append(figures)
+    evaluate.measured.append(evaluated("plate", served))
 
     done, _ = evaluate("val")
 

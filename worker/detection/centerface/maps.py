@@ -59,6 +59,8 @@ def decode(
     return decode_points(maps[rows, columns], places, kinds, layout)
 
 
+# Sizes that are too large for a number become boxes that are not finite, which callers refuse.
+@np.errstate(over="ignore", invalid="ignore")
 def decode_points(
     points: NDArray[np.float32],
     places: NDArray[np.intp],

@@ -71,8 +71,10 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     faces, plates = evaluate(dataset, monkeypatch, made)
 
     assert (faces.label, plates.label) == ("FACE", "plate")
-    assert faces.threshold == 0.8999  # the score in 32 bits is below 0.9
-    assert plates.threshold == pytest.approx(0.8)
+    assert faces.proposed == 0.8999  # the score in 32 bits is below 0.9
+    assert plates.proposed == pytest.approx(0.8)
+    # An export has one threshold for all labels.
+    assert faces.threshold == plates.threshold == plates.proposed
     assert faces.hidden.exposed == plates.hidden.exposed == 0
     assert faces.hidden.faces == plates.hidden.faces == 3
     assert plates.precision["AP50"] == 1
@@ -89,10 +91,11 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     )
 
     assert content["proposed_threshold"] == 0.8
-    assert stated(content)["labels"]["plate"]["threshold"] == 0.8
+    its = stated(content)["labels"]
+    assert its["FACE"]["threshold"] == its["plate"]["threshold"] == 0.8
     text = (tmp_path / "report" / "report.md").read_text()
     assert (
-        "| [FACE](FACE/report.md) | run | 1.000 | 1.000 | 1.000 | 0.900 | 0.00 | 0 of 3 |" in text
+        "| [FACE](FACE/report.md) | run | 1.000 | 1.000 | 1.000 | 0.800 | 0.00 | 0 of 3 |" in text
     )
     assert "| run, as served | 1.000 | 1.000 | 1.000 | 0.700 | 0.00 | 0 of 3 |" in text
     assert (tmp_path / "report" / "plate" / "precision_recall.png").is_file()
@@ -116,6 +119,30 @@ def test_each_label_is_searched_for_in_the_passes_of_a_worker(dataset, tmp_path,
     assert looks["FACE"].scales == (128,)
     assert looks["FACE"].turned != "never"
     assert (looks["plate"].scales, looks["plate"].turned) == ((64,), "never")
+
+
+@pytest.mark.parametrize(("look", "recall"), [(None, 1), (LOOK, 0)])
+def test_pictures_are_searched_in_the_views_of_a_worker_or_looked_at_once(
+    look, recall, dataset, tmp_path, monkeypatch
+):
+    def detect(pixels):
+        """Find the face where a dark picture is brightened."""
+        is_bright = pixels.mean() > 60
+        boxes = np.array([FACE], np.float32)[: int(is_bright)]
+        return Detections(boxes, np.full(len(boxes), 0.9, np.float32))
+
+    for picture in dataset.pictures:
+        dark = dataset.pixels(picture) // 8
+        Image.fromarray(dark).save(dataset.folder / picture.file)
+    monkeypatch.setattr(evaluating, "detector_of", lambda *_: SimpleNamespace(detect=detect))
+    monkeypatch.setattr(evaluating, "load", lambda *_: model(tmp_path, {"1": "FACE", "2": "plate"}))
+    alone = replace(dataset, labels=("FACE",))
+
+    (figures,) = evaluating.evaluate(
+        "run", alone, "train", WorkerSettings(), look, 0.0, False, threshold=0.5
+    )
+
+    assert figures.summary()["recall"] == recall
 
 
 @pytest.mark.parametrize(("quiet_from", "threshold"), [(0.7, 0.7), (0.8, 0.8), (1.0, None)])
@@ -145,9 +172,32 @@ def test_the_proposed_threshold_is_measured_and_raised_until_it_holds(
     (figures,) = evaluate(alone, monkeypatch, model(tmp_path, {"1": "FACE"}))
 
     assert figures.curve.alarms.max() == 0
-    assert figures.is_within_budget == (threshold is not None)
+    assert figures.proposed == (threshold and pytest.approx(threshold))
     assert figures.threshold == pytest.approx(threshold or 0.5)
     assert figures.summary()["false_alarms_a_picture"] == (0 if threshold else 1)
+
+
+@pytest.mark.parametrize("lowest_quiet", [0.06, 0.32, 0.54, 0.8, 0.98])
+def test_the_lowest_of_many_scores_is_proposed(lowest_quiet, dataset, tmp_path, monkeypatch):
+    scores = np.linspace(0.06, 0.98, 47)
+
+    def detector_of(label, infer, look, lowest, takes):
+        """Find a face, and at other thresholds than FLOOR false alarms below `lowest_quiet`."""
+        is_found = [1.0, *(scores[scores >= lowest] if lowest in (FLOOR, 0.5) else [])]
+        boxes = [FACE, *([ALARM] * (len(is_found) - 1))]
+        if FLOOR < lowest < lowest_quiet - 0.01:
+            boxes.append(ALARM)
+            is_found.append(0.99)
+        found = Detections(np.array(boxes, np.float32), np.array(is_found, np.float64))
+        return SimpleNamespace(detect=lambda pixels: found)
+
+    monkeypatch.setattr(evaluating, "detector_of", detector_of)
+    alone = replace(dataset, labels=("FACE",))
+
+    (figures,) = evaluate(alone, monkeypatch, model(tmp_path, {"1": "FACE"}))
+
+    assert figures.proposed == pytest.approx(lowest_quiet, abs=1e-3)
+    assert figures.summary()["false_alarms_a_picture"] == 0
 
 
 def test_the_written_detections_give_the_average_precision_of_the_report(
@@ -278,4 +328,4 @@ def test_objects_are_hidden_with_the_margin_of_a_worker(
 
     _, plates = evaluate(dataset, monkeypatch, made, settings=WorkerSettings(rules=rules))
 
-    assert plates.hidden.exposed == exposed
+    assert plates.as_served.exposed == exposed

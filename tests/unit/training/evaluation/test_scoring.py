@@ -79,15 +79,14 @@ def test_a_model_that_finds_nothing_has_a_curve_too():
     assert len(curve.thresholds_within(1)) == 0
 
 
-def test_no_threshold_is_one_that_finds_nothing_or_has_too_many_false_alarms():
+def test_the_thresholds_to_propose_are_scores_that_an_export_accepts():
     far = [200, 0, 240, 40]
     late = scoring.curve([picture([FACE], (far, 0.95), (FACE, 0.9))])
     sure = scoring.curve([picture([FACE], (FACE, 0.995), (far, 0.994))])
 
-    assert to_propose(late, 0.5) == []
-    assert to_propose(late, 1) == [0.8999]  # the score in 32 bits is below 0.9
-    assert to_propose(sure, 0.5) == []  # above the thresholds that `export` accepts
-    assert to_propose(scoring.curve([picture([FACE], (FACE, 0.01))]), 1) == [FLOOR]
+    assert to_propose(late) == [0.8999, 0.9499]  # the scores in 32 bits are below 0.9 and 0.95
+    assert to_propose(sure) == []
+    assert to_propose(scoring.curve([picture([FACE], (FACE, 0.01))])) == [FLOOR]
 
 
 def test_a_face_survives_as_it_is_and_not_as_a_smooth_patch():

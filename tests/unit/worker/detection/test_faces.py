@@ -147,6 +147,18 @@ def test_chosen_faces_keep_their_own_sightings(some, data):
 
 
 @given(detections())
+def test_the_first_sighting_of_a_merged_face_is_its_surest(some):
+    def pairs(boxes, scores):
+        return set(zip(map(tuple, boxes.tolist()), scores.tolist(), strict=True))
+
+    once = merge(some)
+    for merged in (once, merge(Detections.joined([once[::-1], some]))):
+        first = np.unique(merged.sightings.face, return_index=True)[1]
+        surest = pairs(merged.sightings.boxes_xyxy[first], merged.scores)
+        assert surest <= pairs(some.boxes_xyxy, some.scores)
+
+
+@given(detections())
 def test_a_clipped_face_keeps_its_sightings_whole(some):
     clipped = clip(some, 40, 40)
     kept = {tuple(box) for box in clipped.sightings.boxes_xyxy.tolist()}
@@ -298,7 +310,10 @@ def test_frames_that_miss_nothing_are_as_they_were():
 
 
 def merged_one_by_one(some, weak):
-    """Return what `merge` does, by comparing all boxes: the strongest takes all that overlap it."""
+    """Return what `merge` does, by comparing all boxes: the strongest takes all that overlap it.
+
+    The faces are those of the boxes, strongest first, and of the weak sightings after them.
+    """
     order = np.argsort(-some.scores, kind="stable")
     boxes = np.concatenate([some.boxes_xyxy[order], weak.boxes_xyxy])
     face = np.full(len(boxes), -1)
@@ -313,7 +328,6 @@ def merged_one_by_one(some, weak):
         for number in numbers
     ]
     firsts = [int(np.flatnonzero(face == number)[0]) for number in numbers]
-    face[order] = face[: len(order)].copy()  # sightings stay in their order
     return np.array(around, np.float32).reshape(-1, 4), some.scores[order][firsts], face
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from tasks.errors import DetectionFailed
 from worker.detection.centerface.maps import CANDIDATES, MAX_DETECTIONS, Layout, decode
+from worker.detection.credible import credible
 
 ABSENT = -12.0
 
@@ -101,3 +103,15 @@ def test_several_classes_have_scores_of_their_own_and_no_landmarks():
     assert found.scores == pytest.approx(1 / (1 + np.exp([-3.0, -2.0])))
     assert found.boxes_xyxy[:, 1].tolist() == [21.5 * 4 - 20, 20.5 * 4 - 20]
     assert np.isnan(found.sightings.landmarks).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_size_that_overflows_gives_a_box_that_callers_refuse():
+    ruined = np.full((40, 60, 5), ABSENT, np.float32)
+    ruined[20, 30, 0] = 2.0
+    ruined[..., 1:3], ruined[..., 3:] = 200, 0
+
+    found = decode(ruined, layout=Layout(1, landmarks=0))
+
+    with pytest.raises(DetectionFailed, match="not finite"):
+        credible(found, 240, 160, 0.1)
