@@ -15,6 +15,7 @@ from ..errors import (
     Permanent,
     StorageRejected,
 )
+from ..messages import AnonymizeOptions
 from ..routes import RESERVED, Routes
 from ..signatures import Key
 from ..storage import receipts
@@ -44,6 +45,7 @@ State = Literal[
     "source deleted",
     "source due",
     "source kept",
+    "objects visible",
     "original",
     "no receipt",
     "output gone",
@@ -61,7 +63,7 @@ State = Literal[
     "source changed",
 ]
 GOOD: tuple[State, ...] = (
-    "ok", "held", "superseded", "unplaced",
+    "ok", "held", "superseded", "unplaced", "objects visible",
     "source gone", "source unknown", "source deleted", "source due", "source kept",
 )  # fmt: skip
 # States that an output may have in addition to "ok".
@@ -75,6 +77,9 @@ FaceCheck = Callable[[bytes, bytes | None, Receipt], Sequence[Face]]
 
 The source is None if it is gone or has changed. It raises Permanent if the output can't be decoded.
 """
+
+LeavesVisible = Callable[[AnonymizeOptions], bool]
+"""A function of options: returns whether objects can be visible in an output made with them."""
 
 Compare = Callable[[bytes, bytes, Receipt], bool]
 """A function of an output, its source and its receipt: returns whether both are the same picture.
@@ -134,8 +139,9 @@ class Verdict:
     receipt whose output was made again. ``original`` is a clear source in the place of its output.
     ``source unknown`` is an output that is not at the default address of its route, or whose hashed
     name no source has. ``unplaced`` is a receipt by a version that did not sign the address of the
-    output. `exposed` has the faces of the state ``face exposed``, and `exempt` the areas that were
-    to stay clear. `created` is the time of the receipt of a held picture.
+    output. ``objects visible`` is an output in which a rule or an exempt area can leave faces or
+    other objects visible. `exposed` has the faces of the state ``face exposed``, and `exempt` the
+    areas that were to stay clear. `created` is the time of the receipt of a held picture.
     """
 
     output: ObjectUri
@@ -171,11 +177,13 @@ class Audit:
         face_check: FaceCheck | None = None,
         disposal: Disposal | None = None,
         threads: int = THREADS,
+        leaves_visible: LeavesVisible = lambda _: False,
     ) -> None:
         """Prepare an audit. Nothing is read before `verdicts`.
 
         `read_seconds` limits the time for reading an object. With `keys`, receipts must be signed
         with one of them. With `face_check`, faces are detected in the outputs again.
+        `leaves_visible` decides on the state ``objects visible``.
         """
         self._store = store
         self._routes = routes
@@ -184,6 +192,7 @@ class Audit:
         self._face_check = face_check
         self._disposal = disposal
         self._threads = threads
+        self._leaves_visible = leaves_visible
 
     def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
         """Yield a verdict for each output, or receipt without an output, at or below `address`.
@@ -267,6 +276,8 @@ class Audit:
             return self._verdict(subject, name, ["bad receipt"])
         notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
         states: list[State] = [flaw] if flaw and not notes else []
+        if self._leaves_visible(receipt.asked):
+            notes.append("objects visible")
         content_problems, exposed = self._content_problems(subject, opened, receipt)
         if "output differs" in content_problems and self._is_original(subject, opened.stored):
             return self._verdict(subject, name, ["original"])
