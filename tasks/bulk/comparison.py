@@ -25,7 +25,7 @@ from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 from . import disk
 from .places import Places
 
-UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
+UNPROVEN = "its receipt is gone or damaged, or not signed by a key of VEIL_RECEIPT_KEY"
 HELD_BEFORE = "held by another recipe"
 
 State = Literal["current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key"]
@@ -252,18 +252,12 @@ def _settle_own(
 def _settle_current(
     store: ObjectStore, places: Places, key: str, source: StoredObject, output: StoredObject
 ) -> Settled:
-    """Settle a picture whose output has current metadata, which only its receipt can prove.
-
-    Without receipt keys the receipt may be missing: then only a copy of the source is recognised.
-    """
+    """Settle a picture whose output has current metadata, which only its receipt can prove."""
     receipt = read_receipt(store, places, ReceiptName.of_output(key, output))
-    if receipt is not None:
-        is_output = receipt.is_of(source, output)
-    elif places.marks.are_keyed:
+    if receipt is None:
         return Settled(key, "stale", source, output, UNPROVEN)
-    else:
-        is_output = not receipts.looks_like_copy(source, output)
-    return Settled(key, "current" if is_output else "missing", source, output)
+    state: State = "current" if receipt.is_of(source, output) else "missing"
+    return Settled(key, state, source, output)
 
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:

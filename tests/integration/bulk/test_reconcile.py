@@ -295,10 +295,10 @@ def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unatte
     } == {
         "new low": ("current", 0.2),
         "old low": ("stale", 0.2),
-        "untold": ("current", None),  # Without a receipt nobody knows.
+        "untold": ("stale", None),  # Without a receipt nobody knows.
     }
-    assert (summary["current"], summary["stale"], summary["missing"]) == (4, 1, 0)
-    assert set(enqueued(unattended)) == arguments(archive, "old low")
+    assert (summary["current"], summary["stale"], summary["missing"]) == (3, 2, 0)
+    assert set(enqueued(unattended)) == arguments(archive, "old low", "untold")
 
 
 def test_what_was_not_asked_for_is_no_fault(archive, reconcile, unattended):
