@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import InvalidRequest
-from ..routes import reserved_folder
+from ..routes import Route, check_output, reserved_folder
 from ..storage import receipts
 from ..storage.marks import is_keyed
 from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
@@ -167,7 +167,8 @@ def settle(
     """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
     key, destination = compared.key, places.destination(compared.key)
     listed = source_uri(store, places, key, compared.source, None)
-    if reason := (listed and refusal(store, listed)) or refusal(store, destination):
+    reason = (listed and refusal(store, listed)) or refusal(store, destination, places.route)
+    if reason:
         state: State = "refused" if compared.source else "orphan"
         return Settled(key, state, compared.source, None, reason)
     if compared.source is None:
@@ -318,14 +319,17 @@ def receipt_uri(places: Places, name: ReceiptName) -> ObjectUri:
     return receipts.uri(places.route.destination, in_route)
 
 
-def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
+def refusal(store: ObjectStore, uri: ObjectUri, route: Route | None = None) -> str | None:
     """Return why no worker accepts the address `uri`; None if workers do.
 
-    If asked for such an address, the store would answer for another one.
+    If asked for such an address, the store may answer for another one. `route` is that of an
+    output.
     """
     try:
         ObjectUri.parse(str(uri))
         store.check_name(uri)
+        if route is not None:
+            check_output(route, uri)
     except InvalidRequest as error:
         return str(error)
     return None

@@ -351,13 +351,14 @@ def test_without_a_recipe_only_the_version_of_the_source_counts(fresh):
 
 def test_keys_that_no_worker_takes_are_refused_and_not_asked_for(by_bytes, archive_at, place):
     archive = archive_at(ObjectStore(by_bytes), place)
-    for key in ("a//b", "b/./c", "b/../c", "d/.."):
+    for key in ("a//b", "b/./c", "b/../c", "d/..", "e/.veil/x.jpg"):
         by_bytes.put_object(Bucket="raw", Key=place + key, Body=b"")
     assert told(archive)[0] == {
         "a//b": "missing",
         "b/./c": "refused",
         "b/../c": "refused",
         "d/..": "refused",
+        "e/.veil/x.jpg": "refused",
     }
 
 

@@ -156,7 +156,8 @@ def test_for_people_a_finding_is_a_line_and_the_summary_is_apart(one_of_each, re
     assert len(lines) == 9
     assert f"orphan   {one_of_each.places.destination('orphan')}  no source" in lines
     assert f"stale    {one_of_each.places.source.join('older')}  other recipe" in lines
-    (summary,) = done.stderr.splitlines()
+    summary, advice = done.stderr.splitlines()
+    assert "veil dead retry SOURCE" in advice
     assert summary.startswith(
         "1 current, 2 missing, 3 stale, 1 taken, 1 orphan, 1 dead, 1 held in "
     )
