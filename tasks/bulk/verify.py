@@ -44,7 +44,9 @@ State = Literal[
     "source unknown",
     "source deleted",
     "source due",
-    "source kept",
+    "source kept: too young",
+    "source kept: needs a review",
+    "source kept: later receipt",
     "objects visible",
     "original",
     "no receipt",
@@ -64,7 +66,8 @@ State = Literal[
 ]
 GOOD: tuple[State, ...] = (
     "ok", "held", "superseded", "unplaced", "objects visible",
-    "source gone", "source unknown", "source deleted", "source due", "source kept",
+    "source gone", "source unknown", "source deleted", "source due",
+    "source kept: too young", "source kept: needs a review", "source kept: later receipt",
 )  # fmt: skip
 # States that an output may have in addition to "ok".
 BESIDE_OK: tuple[State, ...] = tuple(
@@ -110,10 +113,13 @@ class Disposal:
                 "have a lifecycle rule delete sources"
             )
 
-    def keeps(self, source: StoredObject, receipt: Receipt) -> bool:
-        """Return whether `source` stays, because it is too young or its picture needs a review."""
-        young = source.modified is None or datetime.now(UTC) - source.modified < self.older_than
-        return receipt.status != "anonymized" or receipt.reason is not None or young
+    def kept(self, source: StoredObject, receipt: Receipt) -> State | None:
+        """Return the state of a `source` that stays whatever its output shows; None for others."""
+        if receipt.status != "anonymized" or receipt.reason is not None:
+            return "source kept: needs a review"
+        if source.modified is None or datetime.now(UTC) - source.modified < self.older_than:
+            return "source kept: too young"
+        return None
 
     def allows(self, output: bytes, source: bytes, receipt: Receipt) -> bool:
         """Return whether `output` and `source` are the same picture, as far as they decode."""
@@ -407,10 +413,11 @@ class Audit:
         if opened.stored.size != receipt.source_bytes:
             return ["source changed"]
         disposal = self._disposal if is_good else None
-        if disposal is None or disposal.keeps(opened.stored, receipt):
+        kept = disposal.kept(opened.stored, receipt) if disposal else None
+        if disposal is None or kept:
             if opened.digest(self._read_seconds) != receipt.source_sha256:
                 return ["source changed"]
-            return ["source kept"] if disposal else []
+            return [kept] if kept else []
         source = opened.read(receipt.source_bytes, self._read_seconds)
         if hashlib.sha256(source).hexdigest() != receipt.source_sha256:
             return ["source changed"]
@@ -421,7 +428,7 @@ class Audit:
         if not disposal.allows(output, source, receipt):
             return ["output unlike source"]
         if self._has_later_receipt(subject, opened.stored, receipt):
-            return ["source kept"]
+            return ["source kept: later receipt"]
         return [disposal.dispose(self._store, opened.stored)]
 
     def _has_later_receipt(self, subject: Subject, source: StoredObject, receipt: Receipt) -> bool:

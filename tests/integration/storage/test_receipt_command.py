@@ -422,7 +422,7 @@ def test_only_verified_sources_are_deleted_and_only_if_asked(some_of_each, verif
     deleted = {"good", "no face", "asked"}
     assert {key for key, said in states.items() if "source deleted" in said} == deleted
     assert {key for key, said in rehearsed.items() if "source due" in said} == deleted
-    assert states["flagged"] == ["ok", "source kept"]
+    assert states["flagged"] == ["ok", "source kept: needs a review"]
     assert left() == some_of_each - deleted
     again = told(verify("--delete-source", "--yes", "--json"))[0]
     assert all(again[key] == ["ok", "source gone"] for key in deleted)
@@ -460,7 +460,7 @@ def test_without_a_confirmation_the_sources_to_be_deleted_are_only_counted(
 def test_what_is_young_is_kept(make, verify, raw, place):
     make("a.jpg")
     done = verify("--delete-source", "--yes", "--older-than", 1, "--json")
-    assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["ok", "source kept"]})
+    assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["ok", "source kept: too young"]})
     assert raw.keys(place)
 
 
@@ -495,7 +495,7 @@ def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, 
     assert (done.returncode, told(done)[0]) == (
         0,
         {
-            "held since.png": ["ok", "source kept"],
+            "held since.png": ["ok", "source kept: later receipt"],
             "released.png": ["ok", "source deleted"],
             "held first.png": ["ok", "source deleted"],
         },
