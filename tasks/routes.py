@@ -223,7 +223,7 @@ class Routes:
             raise BucketNotAllowed(
                 f"{output} is outside {route.destination}, where {self.setting} lets outputs go"
             )
-        _check_output(route, output)
+        check_output(route, output)
 
 
 def parse_place(text: str) -> PrefixUri:
@@ -245,7 +245,8 @@ def reserved_folder(key: str) -> str | None:
     return f"{before}{folder}"[1:] if folder else None
 
 
-def _check_output(route: Route, output: ObjectUri) -> None:
+def check_output(route: Route, output: ObjectUri) -> None:
+    """Raise InvalidRequest for an output in the destination of `route` that no worker writes."""
     if reserved_folder(route.destination.relative(output)):
         raise InvalidRequest(
             f"{output} is in {RESERVED}, which is kept for receipts: choose another key"

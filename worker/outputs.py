@@ -162,15 +162,6 @@ class Outputs:
             return None
         return receipt.asked
 
-    def is_intact(self, source: StoredObject, existing: Existing) -> bool:
-        """Return whether the object at the destination can be the output that a worker stored.
-
-        Somebody may have put another object there, such as a copy of the source.
-        """
-        if existing.receipt is None:
-            return not receipts.looks_like_copy(source, existing.output)
-        return existing.receipt.is_of(source, existing.output)
-
     def is_of_version(self, source: StoredObject, output: StoredObject) -> bool:
         """Return whether `output` is marked as made from this version of `source`."""
         mark = output.metadata.get(receipts.SOURCE_ETAG, "")

@@ -8,6 +8,7 @@ from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route, Routed, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
+from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tasks.storage.upload_headers import PLAIN_UPLOADS, Uploads
 from worker.anonymizer import FileAnonymizer, OnStage, Stopwatch, ignore_stage
@@ -115,8 +116,9 @@ class Pipeline(work.Pipeline):
             existing = self._outputs.find(routed, source)
             options = self._options(routed, source, existing)
             recipe = options.recipe(self.recipe)
-            if existing is not None and self._is_done(source, existing, recipe, options):
-                return skipped_report(source, existing, recipe, options, stopwatch.seconds)
+            if existing and (receipt := self._proof(source, existing, recipe, options)):
+                uri = existing.output.uri
+                return skipped_report(source, uri, receipt, options, stopwatch.seconds)
             if routed.request.options is None and not self._outputs.marks.are_keyed:
                 # Without a key, anybody who can write outputs can also write the receipt from which
                 # these options come.
@@ -148,39 +150,32 @@ class Pipeline(work.Pipeline):
             or treatments.hold(treatments.labels, AS_CONFIGURED)
         )
 
-    def _is_done(
+    def _proof(
         self, source: StoredObject, existing: Existing, recipe: str, options: AnonymizeOptions
-    ) -> bool:
-        """Return whether the existing output is the one that this worker would make.
+    ) -> Receipt | None:
+        """Return the receipt that proves that this worker would make the existing output.
 
-        With a key, only a receipt proves that. Raises DestinationTaken if the output is of another
-        source.
+        Without one the output is made again, and gets a receipt. Raises DestinationTaken if the
+        output is of another source.
         """
-        outputs, output = self._outputs, existing.output
-        outputs.check_source(source.uri, output)
-        if existing.receipt is None and outputs.marks.are_keyed:
-            return False
-        if not options.release and self._would_hold(existing, options):
-            return False
-        return (
-            outputs.is_intact(source, existing)
-            and output.metadata.get(receipts.RECIPE) == recipe
-            and outputs.is_of_version(source, output)
-        )
+        receipt = existing.receipt
+        self._outputs.check_source(source.uri, existing.output)
+        if receipt is None or receipt.recipe != recipe:
+            return None
+        if not options.release and self._would_hold(receipt, options):
+            return None
+        # Somebody may have put another object there, such as a copy of the source.
+        return receipt if receipt.is_of(source, existing.output) else None
 
-    def _would_hold(self, existing: Existing, options: AnonymizeOptions) -> bool:
-        """Return whether this worker would hold a picture that an earlier one published.
-
-        Without a receipt nobody knows which objects it shows.
-        """
-        treatments = self._anonymizer.treatments
-        shown = treatments.labels if existing.receipt is None else existing.receipt.labels
-        if treatments.hold(shown, options):
+    def _would_hold(self, receipt: Receipt, options: AnonymizeOptions) -> bool:
+        """Return whether this worker would hold a picture that an earlier one published."""
+        treatments, labels = self._anonymizer.treatments, receipt.labels
+        if treatments.hold(labels, options):
             return True
-        faces, left = _counts(existing, treatments.sought)
-        nothing_hidden = faces == 0 and not options.extra
+        faces = [label for label in labels if treatments.sought in (None, label)]
+        nothing_hidden = not faces and not options.extra
         without_faces = self._anonymizer.hold_without_faces and nothing_hidden
-        with_left = self._anonymizer.verify == "hold" and left > 0
+        with_left = self._anonymizer.verify == "hold" and bool(receipt.left_xyxy)
         return without_faces or with_left
 
 
@@ -226,20 +221,3 @@ def _refuse_encoding(source: StoredObject) -> None:
             raise UnsupportedImage(
                 f"{source.uri} is stored with Content-Encoding: {encoding:.50}: store it without"
             )
-
-
-def _counts(existing: Existing, sought: str | None) -> tuple[int | None, int]:
-    """Return the number of faces that were found for an output, and that of residual faces.
-
-    Those with the label `sought` count as faces, or all for None.
-
-    Without a receipt only the marks tell: the first number is then 0, or None if it is unknown or
-    not 0, and the second is 1 if there were any.
-    """
-    receipt, metadata = existing.receipt, existing.output.metadata
-    if receipt is not None:
-        labels = receipt.labels
-        faces = len(labels) if sought is None else labels.count(sought)
-        return faces, len(receipt.left_xyxy)
-    known_faces = 0 if metadata.get(receipts.FACES) == "0" else None
-    return known_faces, int(receipts.LEFT in metadata)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from tasks.addresses import ObjectUri
 from tasks.messages import FACE, MAX_BOXES, AnonymizeOptions, AnonymizeReport
 from tasks.signatures import Key
 from tasks.storage import receipts
@@ -14,7 +15,7 @@ from tasks.storage.receipts import Face, Receipt
 from tasks.storage.s3 import StoredObject
 from worker.anonymizer import Anonymized, whole_boxes
 from worker.detection.faces import Detections
-from worker.outputs import Existing, Fetched
+from worker.outputs import Fetched
 
 
 def report_of(
@@ -61,27 +62,26 @@ def report_of(
 
 def skipped_report(
     source: StoredObject,
-    existing: Existing,
-    recipe: str,
+    output: ObjectUri,
+    receipt: Receipt,
     options: AnonymizeOptions,
     seconds: dict[str, float],
 ) -> AnonymizeReport:
-    """Return the report of a picture whose output exists already.
+    """Return the report of a picture whose `output` exists already, with its `receipt`.
 
     It repeats the reason to review the picture from the receipt, because the worker that stored the
     output may have died before it reported the reason.
     """
-    receipt = existing.receipt
     report = AnonymizeReport(
         status="skipped",
         source=str(source.uri),
-        destination=str(existing.output.uri),
-        recipe=recipe,
+        destination=str(output),
+        recipe=receipt.recipe,
         seconds=seconds,
         source_etag=source.etag,
         options=options.to_json() or None,
     )
-    if receipt is None or receipt.reason is None or options.release:
+    if receipt.reason is None or options.release:
         return report
     return replace(
         report,

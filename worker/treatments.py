@@ -65,9 +65,10 @@ class Treatments:
         return replace(known, ignore=known.ignore and not known.hold)
 
     def check(self, options: AnonymizeOptions) -> None:
-        """Raise InvalidRequest for a rule of a label that no model finds.
+        """Raise InvalidRequest for a rule of a label that no model finds, and if nothing is hidden.
 
-        What it should hide or show is then unknown.
+        What a rule of an unknown label should hide or show is unknown. Rules that ignore every
+        label would publish the source.
         """
         for label in options.rules:
             if label not in self.labels:
@@ -75,6 +76,19 @@ class Treatments:
                     f"the request has a rule for {label}, which the worker's models do not find: "
                     f"choose from {', '.join(self.labels)}"
                 )
+        if all(self.of(label, options).ignore for label in self.labels):
+            raise InvalidRequest(
+                f"the request's rules ignore every label ({', '.join(self.labels)}): "
+                "leave one to be hidden"
+            )
+
+    def leaves_visible(self, options: AnonymizeOptions) -> bool:
+        """Return whether an exempt area or a rule can leave objects visible in a picture.
+
+        They are faces, and objects of a label that has a rule in `options`.
+        """
+        ruled = [self.of(label, options) for label in (FACE, *options.rules)]
+        return bool(options.exempt) or any(one.ignore or one.smallest for one in ruled)
 
     def wanted(self, found: Detections, options: AnonymizeOptions) -> Detections:
         """Return the objects of `found` that are not to be ignored.

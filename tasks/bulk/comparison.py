@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import InvalidRequest
-from ..routes import reserved_folder
+from ..routes import Route, check_output, reserved_folder
 from ..storage import receipts
 from ..storage.marks import is_keyed
 from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
@@ -25,7 +25,7 @@ from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 from . import disk
 from .places import Places
 
-UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
+UNPROVEN = "its receipt is gone or damaged, or not signed by a key of VEIL_RECEIPT_KEY"
 HELD_BEFORE = "held by another recipe"
 
 State = Literal["current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key"]
@@ -167,7 +167,8 @@ def settle(
     """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
     key, destination = compared.key, places.destination(compared.key)
     listed = source_uri(store, places, key, compared.source, None)
-    if reason := (listed and refusal(store, listed)) or refusal(store, destination):
+    reason = (listed and refusal(store, listed)) or refusal(store, destination, places.route)
+    if reason:
         state: State = "refused" if compared.source else "orphan"
         return Settled(key, state, compared.source, None, reason)
     if compared.source is None:
@@ -252,18 +253,12 @@ def _settle_own(
 def _settle_current(
     store: ObjectStore, places: Places, key: str, source: StoredObject, output: StoredObject
 ) -> Settled:
-    """Settle a picture whose output has current metadata, which only its receipt can prove.
-
-    Without receipt keys the receipt may be missing: then only a copy of the source is recognised.
-    """
+    """Settle a picture whose output has current metadata, which only its receipt can prove."""
     receipt = read_receipt(store, places, ReceiptName.of_output(key, output))
-    if receipt is not None:
-        is_output = receipt.is_of(source, output)
-    elif places.marks.are_keyed:
+    if receipt is None:
         return Settled(key, "stale", source, output, UNPROVEN)
-    else:
-        is_output = not receipts.looks_like_copy(source, output)
-    return Settled(key, "current" if is_output else "missing", source, output)
+    state: State = "current" if receipt.is_of(source, output) else "missing"
+    return Settled(key, state, source, output)
 
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
@@ -324,14 +319,17 @@ def receipt_uri(places: Places, name: ReceiptName) -> ObjectUri:
     return receipts.uri(places.route.destination, in_route)
 
 
-def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
+def refusal(store: ObjectStore, uri: ObjectUri, route: Route | None = None) -> str | None:
     """Return why no worker accepts the address `uri`; None if workers do.
 
-    If asked for such an address, the store would answer for another one.
+    If asked for such an address, the store may answer for another one. `route` is that of an
+    output.
     """
     try:
         ObjectUri.parse(str(uri))
         store.check_name(uri)
+        if route is not None:
+            check_output(route, uri)
     except InvalidRequest as error:
         return str(error)
     return None

@@ -15,6 +15,7 @@ from ..errors import (
     Permanent,
     StorageRejected,
 )
+from ..messages import AnonymizeOptions
 from ..routes import RESERVED, Routes
 from ..signatures import Key
 from ..storage import receipts
@@ -43,7 +44,10 @@ State = Literal[
     "source unknown",
     "source deleted",
     "source due",
-    "source kept",
+    "source kept: too young",
+    "source kept: needs a review",
+    "source kept: later receipt",
+    "objects visible",
     "original",
     "no receipt",
     "output gone",
@@ -61,8 +65,9 @@ State = Literal[
     "source changed",
 ]
 GOOD: tuple[State, ...] = (
-    "ok", "held", "superseded", "unplaced",
-    "source gone", "source unknown", "source deleted", "source due", "source kept",
+    "ok", "held", "superseded", "unplaced", "objects visible",
+    "source gone", "source unknown", "source deleted", "source due",
+    "source kept: too young", "source kept: needs a review", "source kept: later receipt",
 )  # fmt: skip
 # States that an output may have in addition to "ok".
 BESIDE_OK: tuple[State, ...] = tuple(
@@ -75,6 +80,9 @@ FaceCheck = Callable[[bytes, bytes | None, Receipt], Sequence[Face]]
 
 The source is None if it is gone or has changed. It raises Permanent if the output can't be decoded.
 """
+
+LeavesVisible = Callable[[AnonymizeOptions], bool]
+"""A function of options: returns whether objects can be visible in an output made with them."""
 
 Compare = Callable[[bytes, bytes, Receipt], bool]
 """A function of an output, its source and its receipt: returns whether both are the same picture.
@@ -105,10 +113,13 @@ class Disposal:
                 "have a lifecycle rule delete sources"
             )
 
-    def keeps(self, source: StoredObject, receipt: Receipt) -> bool:
-        """Return whether `source` stays, because it is too young or its picture needs a review."""
-        young = source.modified is None or datetime.now(UTC) - source.modified < self.older_than
-        return receipt.status != "anonymized" or receipt.reason is not None or young
+    def kept(self, source: StoredObject, receipt: Receipt) -> State | None:
+        """Return the state of a `source` that stays whatever its output shows; None for others."""
+        if receipt.status != "anonymized" or receipt.reason is not None:
+            return "source kept: needs a review"
+        if source.modified is None or datetime.now(UTC) - source.modified < self.older_than:
+            return "source kept: too young"
+        return None
 
     def allows(self, output: bytes, source: bytes, receipt: Receipt) -> bool:
         """Return whether `output` and `source` are the same picture, as far as they decode."""
@@ -134,8 +145,9 @@ class Verdict:
     receipt whose output was made again. ``original`` is a clear source in the place of its output.
     ``source unknown`` is an output that is not at the default address of its route, or whose hashed
     name no source has. ``unplaced`` is a receipt by a version that did not sign the address of the
-    output. `exposed` has the faces of the state ``face exposed``, and `exempt` the areas that were
-    to stay clear. `created` is the time of the receipt of a held picture.
+    output. ``objects visible`` is an output in which a rule or an exempt area can leave faces or
+    other objects visible. `exposed` has the faces of the state ``face exposed``, and `exempt` the
+    areas that were to stay clear. `created` is the time of the receipt of a held picture.
     """
 
     output: ObjectUri
@@ -171,11 +183,13 @@ class Audit:
         face_check: FaceCheck | None = None,
         disposal: Disposal | None = None,
         threads: int = THREADS,
+        leaves_visible: LeavesVisible = lambda _: False,
     ) -> None:
         """Prepare an audit. Nothing is read before `verdicts`.
 
         `read_seconds` limits the time for reading an object. With `keys`, receipts must be signed
         with one of them. With `face_check`, faces are detected in the outputs again.
+        `leaves_visible` decides on the state ``objects visible``.
         """
         self._store = store
         self._routes = routes
@@ -184,6 +198,7 @@ class Audit:
         self._face_check = face_check
         self._disposal = disposal
         self._threads = threads
+        self._leaves_visible = leaves_visible
 
     def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
         """Yield a verdict for each output, or receipt without an output, at or below `address`.
@@ -267,6 +282,8 @@ class Audit:
             return self._verdict(subject, name, ["bad receipt"])
         notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
         states: list[State] = [flaw] if flaw and not notes else []
+        if self._leaves_visible(receipt.asked):
+            notes.append("objects visible")
         content_problems, exposed = self._content_problems(subject, opened, receipt)
         if "output differs" in content_problems and self._is_original(subject, opened.stored):
             return self._verdict(subject, name, ["original"])
@@ -396,10 +413,11 @@ class Audit:
         if opened.stored.size != receipt.source_bytes:
             return ["source changed"]
         disposal = self._disposal if is_good else None
-        if disposal is None or disposal.keeps(opened.stored, receipt):
+        kept = disposal.kept(opened.stored, receipt) if disposal else None
+        if disposal is None or kept:
             if opened.digest(self._read_seconds) != receipt.source_sha256:
                 return ["source changed"]
-            return ["source kept"] if disposal else []
+            return [kept] if kept else []
         source = opened.read(receipt.source_bytes, self._read_seconds)
         if hashlib.sha256(source).hexdigest() != receipt.source_sha256:
             return ["source changed"]
@@ -410,7 +428,7 @@ class Audit:
         if not disposal.allows(output, source, receipt):
             return ["output unlike source"]
         if self._has_later_receipt(subject, opened.stored, receipt):
-            return ["source kept"]
+            return ["source kept: later receipt"]
         return [disposal.dispose(self._store, opened.stored)]
 
     def _has_later_receipt(self, subject: Subject, source: StoredObject, receipt: Receipt) -> bool:

@@ -51,6 +51,7 @@ CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 MAX_FACES_SHOWN = 5  # on the line of an output
 DELETIONS: dict[State, str] = {"source deleted": "deleted", "source due": "would be deleted"}
+VISIBLE = "objects that a rule or an exempt area leaves visible"
 AGAIN = "veil reconcile SOURCE --enqueue makes the output again"
 # What to do about states, the worst first.
 ADVICE: tuple[tuple[tuple[State, ...], str], ...] = (
@@ -397,6 +398,7 @@ def _audit(settings: WorkerSettings, redetect: bool, disposal: Disposal | None) 
         face_check=_redetection(settings) if redetect else None,
         disposal=disposal,
         threads=threads,
+        leaves_visible=_treatments(settings).leaves_visible,
     )
 
 
@@ -483,12 +485,12 @@ class _Tally:
     """The counts of verdicts.
 
     Each is counted in `first`, by its first state, and once in `states` for each state. Of those
-    whose source is or would be deleted, `with_exempt` have areas that stay clear.
+    whose source is or would be deleted, `with_visible` have the state ``objects visible``.
     """
 
     checked: int = 0
     good: int = 0
-    with_exempt: int = 0
+    with_visible: int = 0
     first: Counter[State] = field(default_factory=Counter)
     states: Counter[State] = field(default_factory=Counter)
 
@@ -497,7 +499,8 @@ class _Tally:
         self.good += verdict.is_good
         self.first[verdict.states[0]] += 1
         self.states.update(verdict.states)
-        self.with_exempt += bool(verdict.exempt) and not DELETIONS.keys().isdisjoint(verdict.states)
+        if not DELETIONS.keys().isdisjoint(verdict.states):
+            self.with_visible += "objects visible" in verdict.states
 
     def print(self, seconds: float, as_json: bool) -> None:
         """Print the summary, and for people what to do about each kind of fault."""
@@ -518,8 +521,8 @@ class _Tally:
         for state, done in DELETIONS.items():
             if count := self.states[state]:
                 line = f"{counted(count, 'source')} {done}"
-                if self.with_exempt:
-                    line += f", {self.with_exempt:,} of them of outputs with exempt areas"
+                if self.with_visible:
+                    line += f", {self.with_visible:,} of them of outputs with {VISIBLE}"
                 print_summary(line)
         for states, advice in ADVICE:
             if present := [state for state in states if self.states[state]]:

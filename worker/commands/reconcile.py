@@ -44,6 +44,7 @@ STATES: tuple[State, ...] = (
 # The line for people has these also if their count is 0; CHOSEN if only some are asked for.
 COUNTED: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held")
 CHOSEN: tuple[State, ...] = ("current", "stale")
+ADVICE_ON_DEAD = "dead: once the cause is gone, veil dead retry SOURCE enqueues the picture again"
 
 
 Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
@@ -242,3 +243,5 @@ def _print_counts(
     if reconciliation.held_with_output:
         count = reconciliation.held_with_output
         print_summary(f"{name}held, with an older output still published: {count:,}")
+    if counts["dead"]:
+        print_summary(ADVICE_ON_DEAD)

@@ -54,9 +54,9 @@ def current(archive, key):
     return "current"
 
 
-def current_without_receipt(archive, key):
+def without_receipt(archive, key):
     archive.output(key, archive.source(key).etag)
-    return "current"
+    return "stale"
 
 
 def current_with_an_older_receipt(archive, key):
@@ -140,7 +140,7 @@ def only_a_receipt(archive, key):
 
 
 LEFT = [
-    current, current_without_receipt, current_with_an_older_receipt, missing, cut_before_its_output,
+    current, without_receipt, current_with_an_older_receipt, missing, cut_before_its_output,
     in_place_of_something_else, changed, of_an_older_recipe, cut_before_its_new_output, held,
     held_over_an_older_output, held_by_another_recipe, held_by_both_recipes,
     held_and_cut_before_its_new_output, held_as_an_older_version, orphan, only_a_receipt,
@@ -351,13 +351,14 @@ def test_without_a_recipe_only_the_version_of_the_source_counts(fresh):
 
 def test_keys_that_no_worker_takes_are_refused_and_not_asked_for(by_bytes, archive_at, place):
     archive = archive_at(ObjectStore(by_bytes), place)
-    for key in ("a//b", "b/./c", "b/../c", "d/.."):
+    for key in ("a//b", "b/./c", "b/../c", "d/..", "e/.veil/x.jpg"):
         by_bytes.put_object(Bucket="raw", Key=place + key, Body=b"")
     assert told(archive)[0] == {
         "a//b": "missing",
         "b/./c": "refused",
         "b/../c": "refused",
         "d/..": "refused",
+        "e/.veil/x.jpg": "refused",
     }
 
 

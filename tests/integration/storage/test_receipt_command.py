@@ -15,7 +15,7 @@ from PIL import Image
 
 from tasks.addresses import ObjectUri
 from tasks.bulk.verify import Audit, Disposal
-from tasks.errors import StorageRejected, StorageUnavailable
+from tasks.errors import InvalidRequest, StorageRejected, StorageUnavailable
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
@@ -34,6 +34,9 @@ from worker.settings import WorkerSettings
 
 RECIPE = "5a38d4c65c2c5ab0"
 SECONDS = 30.0
+DELETED = (
+    "4 sources {}, 2 of them of outputs with objects that a rule or an exempt area leaves visible"
+)
 
 
 class Finds:
@@ -356,7 +359,11 @@ def test_a_face_that_its_receipt_does_not_have_is_exposed(
     done = veil(*command, "--redetect", environment=environment)
     assert done.returncode == 1, done.stderr
     states, _ = told(done)
-    assert states == {"found.jpg": ["ok"], "exempt.jpg": ["ok"], "missed.jpg": ["face exposed"]}
+    assert states == {
+        "found.jpg": ["ok"],
+        "exempt.jpg": ["ok", "objects visible"],
+        "missed.jpg": ["face exposed"],
+    }
     *verdicts, _ = map(json.loads, done.stdout.splitlines())
     exposed = {verdict["output"]: verdict["exposed"] for verdict in verdicts}
     (face,) = exposed.pop(clean.uri(place + "missed.jpg"))
@@ -415,7 +422,7 @@ def test_only_verified_sources_are_deleted_and_only_if_asked(some_of_each, verif
     deleted = {"good", "no face", "asked"}
     assert {key for key, said in states.items() if "source deleted" in said} == deleted
     assert {key for key, said in rehearsed.items() if "source due" in said} == deleted
-    assert states["flagged"] == ["ok", "source kept"]
+    assert states["flagged"] == ["ok", "source kept: needs a review"]
     assert left() == some_of_each - deleted
     again = told(verify("--delete-source", "--yes", "--json"))[0]
     assert all(again[key] == ["ok", "source gone"] for key in deleted)
@@ -427,32 +434,33 @@ def test_without_a_confirmation_the_sources_to_be_deleted_are_only_counted(
     for key in ("a.jpg", "b.jpg"):
         make(key)
     make("clear.jpg", exempt=[[0, 0, 40, 40]])
+    make("small.jpg", rules={"FACE": {"smallest": 99999}})
+    with pytest.raises(InvalidRequest, match="ignore every label"):
+        make("ignored.jpg", rules={"FACE": {"ignore": True}})
     clean.put(place + "foreign.jpg", b"foreign")
     raw.put(place + "foreign.jpg", picture(9))
     done = verify("--delete-source")
     assert done.returncode == 1
     first, *rest = done.stderr.splitlines()
-    assert first.startswith("4 verified: 3 ok, 1 no receipt in ")
-    assert rest[0] == "3 sources would be deleted, 1 of them of outputs with exempt areas"
+    assert first.startswith("5 verified: 4 ok, 1 no receipt in ")
+    assert rest[:2] == ["also: 2 objects visible", DELETED.format("would be deleted")]
     assert rest[-1] == "veil: nothing was deleted: add --yes to delete these sources"
-    assert len(raw.keys(place)) == 4
+    assert len(raw.keys(place)) == 6
 
     clean.client.delete_object(Bucket=clean.name, Key=place + "foreign.jpg")
     assert verify("--delete-source").returncode == 1
     assert verify("--delete-source", "--dry-run").returncode == 0
     done = verify("--delete-source", "--yes")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[1:] == [
-        "3 sources deleted, 1 of them of outputs with exempt areas"
-    ]
-    assert raw.keys(place) == [place + "foreign.jpg"]
+    assert done.stderr.splitlines()[1:] == ["also: 2 objects visible", DELETED.format("deleted")]
+    assert raw.keys(place) == [place + "foreign.jpg", place + "ignored.jpg"]
     assert verify("--delete-source").returncode == 0  # There is nothing to confirm.
 
 
 def test_what_is_young_is_kept(make, verify, raw, place):
     make("a.jpg")
     done = verify("--delete-source", "--yes", "--older-than", 1, "--json")
-    assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["ok", "source kept"]})
+    assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["ok", "source kept: too young"]})
     assert raw.keys(place)
 
 
@@ -487,7 +495,7 @@ def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, 
     assert (done.returncode, told(done)[0]) == (
         0,
         {
-            "held since.png": ["ok", "source kept"],
+            "held since.png": ["ok", "source kept: later receipt"],
             "released.png": ["ok", "source deleted"],
             "held first.png": ["ok", "source deleted"],
         },

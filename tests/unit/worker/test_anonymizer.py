@@ -388,6 +388,13 @@ def test_a_rule_for_a_label_that_no_model_finds_fails_the_picture():
         labelled(AnonymizeOptions.parse(rules={"dog": {"hold": True}}))
 
 
+def test_a_picture_whose_request_ignores_every_label_fails():
+    with pytest.raises(InvalidRequest, match="ignore every label"):
+        labelled(
+            AnonymizeOptions.parse(rules={"FACE": {"ignore": True}, "plate": {"ignore": True}})
+        )
+
+
 def test_the_residual_check_covers_every_label():
     result, _ = labelled(verify="flag", rules={"plate": Rule(method="fill")})
     assert (result.checked.verdict, result.reason) == ("clear", None)

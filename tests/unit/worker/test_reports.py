@@ -16,7 +16,7 @@ from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import StoredObject
 from worker.anonymizer import Anonymized
 from worker.detection.faces import Detections
-from worker.outputs import Existing, Fetched
+from worker.outputs import Fetched
 from worker.reports import receipt_of, report_of, skipped_report
 from worker.residual_check import Checked
 
@@ -101,10 +101,8 @@ def test_a_receipt_of_an_earlier_version_has_faces_alone():
 
 
 def test_a_skipped_picture_with_an_object_to_hold_is_reported_with_its_labels():
-    existing = Existing(
-        StoredObject(OUTPUT, "other", 6), receipt(detections=BOTH, reason=HELD, content=None)
-    )
-    report = skipped_report(fetched().source, existing, RECIPE, AnonymizeOptions(), SECONDS)
+    made = receipt(detections=BOTH, reason=HELD, content=None)
+    report = skipped_report(fetched().source, OUTPUT, made, AnonymizeOptions(), SECONDS)
     assert (report.reason, report.faces, report.box_labels) == (HELD, 1, ["plate", "FACE"])
 
 
@@ -142,14 +140,12 @@ def test_the_receipt_of_a_held_picture_has_no_output():
 )
 def test_a_skipped_picture_is_reported_for_review_again_until_it_is_released(options, reason):
     checked = Checked("left", NONE, detections((1, 1, 9, 9)))
-    stored = StoredObject(OUTPUT, "other", 6)
-    existing = Existing(stored, receipt(checked=checked, reason=STILL))
-    report = skipped_report(fetched().source, existing, RECIPE, options, SECONDS)
+    made = receipt(checked=checked, reason=STILL)
+    report = skipped_report(fetched().source, OUTPUT, made, options, SECONDS)
     assert (report.status, report.reason) == ("skipped", reason)
     assert report.left == (1 if reason else None)
 
 
 def test_a_skipped_picture_without_a_reason_has_no_faces_in_its_report():
-    existing = Existing(StoredObject(OUTPUT, "other", 6), receipt())
-    report = skipped_report(fetched().source, existing, RECIPE, AnonymizeOptions(), SECONDS)
+    report = skipped_report(fetched().source, OUTPUT, receipt(), AnonymizeOptions(), SECONDS)
     assert (report.status, report.faces, report.boxes_xyxy) == ("skipped", None, None)

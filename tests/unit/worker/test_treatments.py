@@ -71,6 +71,35 @@ def test_small_and_ignored_objects_are_not_wanted():
     assert ruled.wanted(some(), ignored).labels.tolist() == [FACE]
 
 
+def test_a_request_that_ignores_every_label_is_refused():
+    ignoring = {label: {"ignore": True} for label in LABELS}
+    with pytest.raises(InvalidRequest, match=r"every label \(FACE, plate, document\)"):
+        treatments().check(options(rules=ignoring))
+    with pytest.raises(InvalidRequest, match=r"every label \(plate\)"):
+        Treatments(STYLE, ("plate",)).check(options(rules={"plate": {"ignore": True}}))
+    treatments().check(options(rules={**ignoring, "plate": {"margin": 0.1}}))
+    # What a rule holds is not ignored.
+    treatments(plate={"hold": True}).check(options(rules=ignoring))
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked", "leaves_visible"),
+    [
+        ({}, {}, False),
+        ({}, {"extra": [[0, 0, 9, 9]], "rules": {"plate": {"method": "blur"}}}, False),
+        ({}, {"exempt": [[0, 0, 9, 9]]}, True),
+        ({}, {"rules": {"plate": {"ignore": True}}}, True),
+        ({}, {"rules": {"FACE": {"smallest": 99999}}}, True),
+        ({"FACE": {"ignore": True}}, {}, True),
+        ({"FACE": {"smallest": 9}}, {}, True),
+        ({"FACE": {"smallest": 9}}, {"rules": {"FACE": {"smallest": 0}}}, False),
+        ({"document": {"ignore": True}}, {}, False),
+    ],
+)
+def test_rules_and_exempt_areas_can_leave_objects_visible(rules, asked, leaves_visible):
+    assert treatments(**rules).leaves_visible(options(**asked)) == leaves_visible
+
+
 def test_the_side_of_an_object_at_the_edge_counts_as_if_it_was_whole():
     cut = clip(found((-30, 0, 9, 40), (50, 0, 59, 40)), 100, 100)
     wanted = treatments(FACE={"smallest": 10}).wanted(cut, options())
