@@ -103,15 +103,19 @@ def test_a_worker(way, programs, unattended, worker_settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "token"),
-    [(["--http", f"{HOST}:{free_port()}"], "t" * 32), (["--poll", "60"], ""), (["--sqs"], "")],
+    ("arguments", "token", "event"),
+    [
+        (["--http", f"{HOST}:{free_port()}"], "t" * 32, "watching"),
+        (["--poll", "60"], "", "watching"),
+        (["--sqs"], "", "away"),
+    ],
 )
-def test_the_trigger(arguments, token, programs, unattended, worker_settings, tmp_path):
+def test_the_trigger(arguments, token, event, programs, unattended, worker_settings, tmp_path):
     if arguments == ["--sqs"]:
         arguments = ["--sqs", f"http://{HOST}:{free_port()}/1/queue"]
     environment = {**worker_settings(unattended), "VEIL_WEBHOOK_TOKEN": token}
     command = [programs / "veil", "watch", *arguments]
-    assert not crash(command, tmp_path / "run", lambda _, log: '"watching"' in log, environment)
+    assert not crash(command, tmp_path / "run", lambda _, log: f'"{event}"' in log, environment)
 
 
 def test_flower(programs, unattended, worker_settings, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import training
 from training import checkpoint, cli
 from training.data import dataset
 from training.run import CHECKPOINT, DESCRIPTION, EVALUATION, LOG, Recipe, Run
@@ -225,6 +226,7 @@ def evaluate(tmp_path, monkeypatch):
     measured = [evaluated("FACE")]
     exporting = SimpleNamespace(refusal=lambda run: None)  # without TensorFlow
     monkeypatch.setitem(sys.modules, "training.exporting", exporting)
+    monkeypatch.setattr(training, "exporting", exporting, raising=False)
     pictures = SimpleNamespace(split=lambda name: (), digest="d" * 64)
     monkeypatch.setattr(dataset.Dataset, "load", lambda folder: pictures)
     monkeypatch.setattr(evaluating, "evaluate", lambda *given: thresholds.append(given[-1]))
