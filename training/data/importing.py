@@ -18,12 +18,12 @@ from training.data import dataset, likeness, misread
 from training.data.dataset import FACE, Box, Dataset, Picture
 from training.data.formats import Label, Labelled
 from worker.commands.progress import progress_bar
-from worker.detection.faces import overlap
+from worker.detection.faces import Boxes, overlap
 
 IGNORE, DROP = "ignore", "drop"
 PLACES = 1  # decimals of a pixel, so that formats that store corners, sides or shares agree
 THREADS = 4
-# Boxes of a picture that is given twice mark one object if their intersection over union is at
+# Boxes of a label in a picture mark one object if their intersection over union is at
 # least NEAR_IOU, or if no side differs by more than NEAR_PIXELS: one pixel, and what is rounded.
 NEAR_IOU, NEAR_PIXELS = 0.9, 1.5
 SHOWN = 5  # pictures that are named per problem
@@ -39,7 +39,7 @@ SWAPPED = (
     "left out, because their labels swap width and height, or state them before EXIF turns the "
     "picture"
 )
-NEAR = "nearly equal to one of the same picture, and joined with it"
+NEAR = "equal or nearly equal to one of the same picture, and joined with it"
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
 WITHOUT = "without a face"
@@ -325,6 +325,9 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
             ignored.append(box)
         else:
             faces.append((box, choice.classes.index(target)))
+    distinct, areas = _distinct_faces(sorted(faces)), _distinct(sorted(ignored))
+    if near := len(faces) + len(ignored) - len(distinct) - len(areas):
+        faults[NEAR] += near
     return _Checked(
         each.name,
         content,
@@ -332,8 +335,8 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         form,
         likeness.perceptual_hash(dataset.first_view(frame)),
         (width, height),
-        tuple(sorted(faces)),
-        tuple(sorted(ignored)),
+        distinct,
+        areas,
         tuple(given),
         faults,
     )
@@ -373,35 +376,44 @@ def _within(box: Box, width: int, height: int, faults: Counter[str]) -> Box | No
 def _joined(first: _Checked, second: _Checked, problems: defaultdict[str, Problem]) -> _Checked:
     """Return a picture that was listed twice, with the boxes of both.
 
-    Two labellings of an object seldom agree to the pixel, so a box of `second` that is nearly one
-    of `first`, of the same label, is left out. `problems` counts these.
+    Two labellings of an object seldom agree to the pixel. `problems` counts the boxes of `second`
+    that are nearly one of `first` and not equal to it.
     """
     problems[SAME].pictures.append(second.name)
     new_faces = [face for face in second.faces if face not in first.faces]
     new_ignore = [box for box in second.ignore if box not in first.ignore]
-    faces = [
-        (box, label)
-        for box, label in new_faces
-        if not _is_near(box, [known for known, its in first.faces if its == label])
-    ]
-    ignore = [box for box in new_ignore if not _is_near(box, first.ignore)]
-    if near := len(new_faces) + len(new_ignore) - len(faces) - len(ignore):
+    faces = _distinct_faces([*first.faces, *new_faces])
+    ignore = _distinct([*first.ignore, *new_ignore])
+    given = len(first.faces) + len(new_faces) + len(first.ignore) + len(new_ignore)
+    if near := given - len(faces) - len(ignore):
         problems[NEAR].pictures.append(second.name)
         problems[NEAR].boxes += near
-    return replace(
-        first,
-        faces=tuple(sorted({*first.faces, *faces})),
-        ignore=tuple(sorted({*first.ignore, *ignore})),
-    )
+    return replace(first, faces=faces, ignore=ignore)
 
 
-def _is_near(box: Box, known: Sequence[Box]) -> bool:
-    """Return True if one of the `known` boxes is nearly the same as `box`."""
-    if not known:
-        return False
-    this, others = np.array(box, np.float32), np.array(known, np.float32)
-    is_close = (np.abs(others - this) <= NEAR_PIXELS).all(axis=1)
-    return bool((is_close | (overlap(this, others) >= NEAR_IOU)).any())
+def _distinct_faces(faces: Sequence[tuple[Box, int]]) -> tuple[tuple[Box, int], ...]:
+    """Return `faces`, sorted, without those that are nearly an earlier one of the same label."""
+    boxes: defaultdict[int, list[Box]] = defaultdict(list)
+    for box, label in faces:
+        boxes[label].append(box)
+    distinct = [(box, label) for label, its in boxes.items() for box in _distinct(its)]
+    return tuple(sorted(distinct))
+
+
+def _distinct(boxes: Sequence[Box]) -> tuple[Box, ...]:
+    """Return `boxes`, sorted, without those that are nearly an earlier one."""
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    kept: list[int] = []
+    for number, box in enumerate(corners):
+        if not _is_near(box, corners[kept]):
+            kept.append(number)
+    return tuple(sorted(boxes[number] for number in kept))
+
+
+def _is_near(box: Boxes, known: Boxes) -> bool:
+    """Return True if one of the `known` boxes [n, 4] is nearly the same as `box` [4]."""
+    is_close = (np.abs(known - box) <= NEAR_PIXELS).all(axis=1)
+    return bool((is_close | (overlap(box, known) >= NEAR_IOU)).any())
 
 
 def _file(checked: _Checked) -> str:

@@ -298,6 +298,28 @@ def test_boxes_of_two_labellings_that_differ_by_a_pixel_are_one_object(tmp_path)
     assert (len(near.pictures), near.boxes) == (1, 2)
 
 
+def test_boxes_that_one_source_gives_twice_are_one_object(tmp_path):
+    """A second box of an object is a miss of every model, and halves the recall."""
+    path = photograph(tmp_path / "one.png", 0, (160, 120))
+    large, other, area = (10, 10, 60, 70), (100, 60, 140, 110), (2, 90, 30, 118)
+    labels = [("with_mask", large, False), ("bare", tuple(side + 1 for side in large), False)]
+    labels += [("plate", large, False), *[("bare", other, False)] * 2, *[("hat", area, True)] * 2]
+    mapping = {"with_mask": "FACE", "bare": "FACE"}
+
+    found = imported(
+        label_formats.write_veil([(path, labels)], tmp_path / "veil"),
+        tmp_path / "set",
+        Choice.of(mapping, 0, 0, ["face", "plate"]),
+    )
+
+    (picture,) = found.dataset.pictures
+    assert picture.boxes_of(0) == (large, other)
+    assert picture.boxes_of(1) == (large,)
+    assert picture.ignore == (area,)
+    near = found.problems[importing.NEAR]
+    assert (near.pictures, near.boxes) == (["images/one.png"], 3)
+
+
 def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
     choice = Choice(val=0.3, test=0)
     some = imported(
