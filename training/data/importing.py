@@ -42,6 +42,10 @@ SWAPPED = (
 NEAR = "equal or nearly equal to one of the same picture, and joined with it"
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
+DROPPED = (
+    "dropped by --map or --classes, and no other is left, so that these pictures are learned as "
+    "background; with --map LABEL=ignore they are not"
+)
 WITHOUT = "without a face"
 WITHOUT_OBJECT = "without an object"
 LEFT_OUT = (SWAPPED, OTHER_SIZE, MISSING, UNREADABLE, LOST)  # likely causes first
@@ -213,7 +217,7 @@ def _written(
             if checked.is_lost:
                 problems[LOST].pictures.append(each.name)
                 continue
-            if not checked.faces:
+            if not checked.faces and DROPPED not in checked.faults:
                 without = WITHOUT if choice.classes == (FACE,) else WITHOUT_OBJECT
                 problems[without].pictures.append(each.name)
             if twin := known.get(checked.sha256):
@@ -313,9 +317,11 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
     given: list[Box] = []
     faces: list[tuple[Box, int]] = []
     ignored: list[Box] = []
+    dropped = 0
     for label in each.labels:
         target = _target(label, choice.mapping)
         if target == DROP:
+            dropped += 1
             continue
         given.append(_in_pixels(label.box, scale))
         box = _within(given[-1], width, height, faults)
@@ -328,6 +334,8 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
     distinct, areas = _distinct_faces(sorted(faces)), _distinct(sorted(ignored))
     if near := len(faces) + len(ignored) - len(distinct) - len(areas):
         faults[NEAR] += near
+    if dropped and not given:
+        faults[DROPPED] += dropped
     return _Checked(
         each.name,
         content,

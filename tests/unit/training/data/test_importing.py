@@ -203,7 +203,8 @@ def test_a_picture_whose_labels_are_dropped_on_purpose_stays_background(tmp_path
     found = imported(source, tmp_path / "set", Choice.of({"face": "FACE"}, 0, 0, []))
 
     assert len(found.dataset.pictures) == 2
-    assert set(found.problems) == {importing.WITHOUT}
+    assert found.problems == {importing.DROPPED: Problem(["1.png"], 1)}
+    assert overview.label_line(overview.summary(found)) == "face 1, tag 1 → FACE 1, drop 1"
 
 
 # Faces of 20 x 25 pixels in three places of a picture of 96 x 72 pixels.
