@@ -72,7 +72,8 @@ class Choice:
         """Return the choice of labels `classes`; without them, all labels become FACE.
 
         A class keeps the boxes of its own label, unless `mapping` says otherwise. The label FACE
-        may be in any case of its letters. Raise InvalidRequest for two targets of one label.
+        may be in any case of its letters. Raise InvalidRequest for two targets of one label, and
+        for a class that nothing can become.
         """
         targets: dict[str, str] = {}
         for name, target in mapping.items():
@@ -82,7 +83,14 @@ class Choice:
         if not classes:
             return cls(targets, val, test)
         labels = tuple(dict.fromkeys(map(_label, classes)))
-        return cls({**{label: label for label in labels}, **targets}, val, test, labels)
+        merged = {**{label: label for label in labels}, **targets}
+        for label in labels:
+            if label not in merged.values():
+                raise InvalidRequest(
+                    f"--classes keeps {_spoken(label)}, and --map makes {_spoken(label)} "
+                    f"{_spoken(merged[label])}: leave out one of them"
+                )
+        return cls(merged, val, test, labels)
 
 
 @dataclass
@@ -192,7 +200,10 @@ def _check_mapping(choice: Choice, labels: Set[str]) -> None:
         )
         if name not in labels and not is_own:
             found = ", ".join(sorted(labels)) or "none at all"
-            raise DatasetInvalid(f"no box has the label {name!r}: there are {found}")
+            hint = ""
+            if name == target and labels:
+                hint = f"; map one to it, such as --map {shlex.quote(min(labels))}={_spoken(name)}"
+            raise DatasetInvalid(f"no box has the label {_spoken(name)!r}: there are {found}{hint}")
 
 
 def _written(
@@ -235,7 +246,7 @@ def _written(
             f"{_causes(problems)}no picture has a {' or a '.join(map(_spoken, choice.classes))}: "
             f"look at the labels, or choose with --map LABEL={choice.classes[0]}"
         )
-    return known, boxes.doubts(choice)
+    return known, [*boxes.doubts(choice), *boxes.lacking(choice)]
 
 
 def _spoken(label: str) -> str:
@@ -265,11 +276,15 @@ class _SourceBoxes:
     def __init__(self) -> None:
         self._boxes: defaultdict[tuple[str, str], list[Box]] = defaultdict(list)
         self._sizes: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+        self._pictures: Counter[str] = Counter()
+        self._labels: defaultdict[str, set[int]] = defaultdict(set)
 
     def add(self, labelled: Labelled, checked: _Checked) -> None:
         source = labelled.source, labelled.form
         self._boxes[source] += checked.given
         self._sizes[source] += [checked.size] * len(checked.given)
+        self._pictures[labelled.source] += 1
+        self._labels[labelled.source].update(label for _, label in checked.faces)
 
     def doubts(self, choice: Choice) -> list[str]:
         """Return a sentence for each source whose boxes look wrong as a whole."""
@@ -279,6 +294,19 @@ class _SourceBoxes:
             if doubt := misread.doubt(form, boxes, self._sizes[source, form], are_faces=are_faces):
                 doubts.append(f"{source}: {doubt}")
         return doubts
+
+    def lacking(self, choice: Choice) -> list[str]:
+        """Return a sentence for each source and class of which only other sources have boxes.
+
+        A source without any box is background on purpose.
+        """
+        return [
+            f"{source}: no box of {_spoken(label)} in its {_counted(count, 'picture')}: "
+            "what shows one there is learned as background"
+            for source, count in self._pictures.items()
+            for number, label in enumerate(choice.classes)
+            if self._labels[source] and number not in self._labels[source]
+        ]
 
     def refuse_faulty(self) -> None:
         """Raise DatasetInvalid if the boxes of a source can't be what their format wants."""
@@ -317,12 +345,9 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
     given: list[Box] = []
     faces: list[tuple[Box, int]] = []
     ignored: list[Box] = []
-    dropped = 0
-    for label in each.labels:
-        target = _target(label, choice.mapping)
-        if target == DROP:
-            dropped += 1
-            continue
+    targets = [(label, _target(label, choice.mapping)) for label in each.labels]
+    kept = [(label, target) for label, target in targets if target != DROP]
+    for label, target in kept:
         given.append(_in_pixels(label.box, scale))
         box = _within(given[-1], width, height, faults)
         if box is None:
@@ -332,10 +357,8 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         else:
             faces.append((box, choice.classes.index(target)))
     distinct, areas = _distinct_faces(sorted(faces)), _distinct(sorted(ignored))
-    if near := len(faces) + len(ignored) - len(distinct) - len(areas):
-        faults[NEAR] += near
-    if dropped and not given:
-        faults[DROPPED] += dropped
+    faults[NEAR] = len(faces) + len(ignored) - len(distinct) - len(areas)
+    faults[DROPPED] = 0 if kept else len(targets)
     return _Checked(
         each.name,
         content,
@@ -346,7 +369,7 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         distinct,
         areas,
         tuple(given),
-        faults,
+        +faults,  # + removes zeros
     )
 
 
