@@ -275,8 +275,8 @@ def fit(
     )
     run = Run.open(to, recipe, dataset.digest)
     for flag, is_given in (("--resume", resume), ("--finish", finish)):
-        if is_given and not (run.has_checkpoint or run.is_finished):
-            raise TrainingFailed(f"{to} has no checkpoint to resume from: leave out {flag}")
+        if is_given:
+            run.require_checkpoint(flag)
 
     def report(line: dict[str, Any]) -> None:
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)

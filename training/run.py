@@ -110,10 +110,11 @@ class Run:
                 )
                 for options in (before, now)
             )
-            raise TrainingFailed(
-                f"{self.folder} is a run with {had}, not {wanted}: "
-                "give its options to resume it, or choose another --to"
-            )
+            kind, remedy = "run", "give its options to resume it, or choose another --to"
+            if self.is_finished:
+                kind = "finished run"
+                remedy = f"train its network further with --start {self.folder} and another --to"
+            raise TrainingFailed(f"{self.folder} is a {kind} with {had}, not {wanted}: {remedy}")
 
     def options(self) -> dict[str, str]:
         """Return the options of `veil train fit` that set the recipe, and the data set's digest."""
@@ -159,6 +160,14 @@ class Run:
             raise TrainingFailed(
                 f"{self.folder} isn't finished: go on with the same `veil train fit`, "
                 "or end it at its last checkpoint with the same command and --finish"
+            )
+
+    def require_checkpoint(self, flag: str) -> None:
+        """Raise TrainingFailed if there is nothing that `flag` could resume or finish."""
+        if not (self.has_checkpoint or self.is_finished):
+            raise TrainingFailed(
+                f"{self.folder} has no checkpoint to resume from: check --to; leave out {flag} to "
+                "begin a new run"
             )
 
     def threshold(self) -> float | None:

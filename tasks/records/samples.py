@@ -22,9 +22,10 @@ Boxes = list[list[int]]
 class SampledPicture:
     """A drawn output: its version, its size in pixels, and what was hidden in it.
 
-    `boxes_xyxy` are those of faces, and `others_xyxy` those of objects with another label. `source`
-    is the address of its source, if it is at the default place of the `route`. `options` are those
-    that the receipt has. An output without a receipt has no `width` and `height`.
+    `boxes_xyxy` are those of faces, and `others_xyxy` those of objects with another label, which
+    `other_labels` has, unless an earlier version stored the sample. `source` is the address of its
+    source, if it is at the default place of the `route`. `options` are those that the receipt has.
+    An output without a receipt has no `width` and `height`.
     """
 
     output: str
@@ -37,12 +38,14 @@ class SampledPicture:
     boxes_xyxy: Boxes = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     others_xyxy: Boxes = field(default_factory=list)
+    other_labels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Mark:
     """A reviewer's finding in a picture: the boxes of the faces that are still recognisable.
 
+    `others_xyxy` are the boxes of other objects that a file of marks has, by their label.
     A picture `is_gone` that was replaced or deleted since it was drawn: nobody can mark it.
     """
 
@@ -50,6 +53,7 @@ class Mark:
     by: str = ""
     time: float = 0.0
     is_gone: bool = False
+    others_xyxy: dict[str, Boxes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

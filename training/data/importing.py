@@ -18,12 +18,12 @@ from training.data import dataset, likeness, misread
 from training.data.dataset import FACE, Box, Dataset, Picture
 from training.data.formats import Label, Labelled
 from worker.commands.progress import progress_bar
-from worker.detection.faces import overlap
+from worker.detection.faces import Boxes, overlap
 
 IGNORE, DROP = "ignore", "drop"
 PLACES = 1  # decimals of a pixel, so that formats that store corners, sides or shares agree
 THREADS = 4
-# Boxes of a picture that is given twice mark one object if their intersection over union is at
+# Boxes of a label in a picture mark one object if their intersection over union is at
 # least NEAR_IOU, or if no side differs by more than NEAR_PIXELS: one pixel, and what is rounded.
 NEAR_IOU, NEAR_PIXELS = 0.9, 1.5
 SHOWN = 5  # pictures that are named per problem
@@ -39,9 +39,13 @@ SWAPPED = (
     "left out, because their labels swap width and height, or state them before EXIF turns the "
     "picture"
 )
-NEAR = "nearly equal to one of the same picture, and joined with it"
+NEAR = "equal or nearly equal to one of the same picture, and joined with it"
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
+DROPPED = (
+    "dropped by --map or --classes, and no other is left, so that these pictures are learned as "
+    "background; with --map LABEL=ignore they are not"
+)
 WITHOUT = "without a face"
 WITHOUT_OBJECT = "without an object"
 LEFT_OUT = (SWAPPED, OTHER_SIZE, MISSING, UNREADABLE, LOST)  # likely causes first
@@ -68,7 +72,8 @@ class Choice:
         """Return the choice of labels `classes`; without them, all labels become FACE.
 
         A class keeps the boxes of its own label, unless `mapping` says otherwise. The label FACE
-        may be in any case of its letters. Raise InvalidRequest for two targets of one label.
+        may be in any case of its letters. Raise InvalidRequest for two targets of one label, and
+        for a class that nothing can become.
         """
         targets: dict[str, str] = {}
         for name, target in mapping.items():
@@ -78,7 +83,14 @@ class Choice:
         if not classes:
             return cls(targets, val, test)
         labels = tuple(dict.fromkeys(map(_label, classes)))
-        return cls({**{label: label for label in labels}, **targets}, val, test, labels)
+        merged = {**{label: label for label in labels}, **targets}
+        for label in labels:
+            if label not in merged.values():
+                raise InvalidRequest(
+                    f"--classes keeps {_spoken(label)}, and --map makes {_spoken(label)} "
+                    f"{_spoken(merged[label])}: leave out one of them"
+                )
+        return cls(merged, val, test, labels)
 
 
 @dataclass
@@ -188,7 +200,10 @@ def _check_mapping(choice: Choice, labels: Set[str]) -> None:
         )
         if name not in labels and not is_own:
             found = ", ".join(sorted(labels)) or "none at all"
-            raise DatasetInvalid(f"no box has the label {name!r}: there are {found}")
+            hint = ""
+            if name == target and labels:
+                hint = f"; map one to it, such as --map {shlex.quote(min(labels))}={_spoken(name)}"
+            raise DatasetInvalid(f"no box has the label {_spoken(name)!r}: there are {found}{hint}")
 
 
 def _written(
@@ -213,7 +228,7 @@ def _written(
             if checked.is_lost:
                 problems[LOST].pictures.append(each.name)
                 continue
-            if not checked.faces:
+            if not checked.faces and DROPPED not in checked.faults:
                 without = WITHOUT if choice.classes == (FACE,) else WITHOUT_OBJECT
                 problems[without].pictures.append(each.name)
             if twin := known.get(checked.sha256):
@@ -231,7 +246,7 @@ def _written(
             f"{_causes(problems)}no picture has a {' or a '.join(map(_spoken, choice.classes))}: "
             f"look at the labels, or choose with --map LABEL={choice.classes[0]}"
         )
-    return known, boxes.doubts(choice)
+    return known, [*boxes.doubts(choice), *boxes.lacking(choice)]
 
 
 def _spoken(label: str) -> str:
@@ -261,11 +276,15 @@ class _SourceBoxes:
     def __init__(self) -> None:
         self._boxes: defaultdict[tuple[str, str], list[Box]] = defaultdict(list)
         self._sizes: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+        self._pictures: Counter[str] = Counter()
+        self._labels: defaultdict[str, set[int]] = defaultdict(set)
 
     def add(self, labelled: Labelled, checked: _Checked) -> None:
         source = labelled.source, labelled.form
         self._boxes[source] += checked.given
         self._sizes[source] += [checked.size] * len(checked.given)
+        self._pictures[labelled.source] += 1
+        self._labels[labelled.source].update(label for _, label in checked.faces)
 
     def doubts(self, choice: Choice) -> list[str]:
         """Return a sentence for each source whose boxes look wrong as a whole."""
@@ -275,6 +294,19 @@ class _SourceBoxes:
             if doubt := misread.doubt(form, boxes, self._sizes[source, form], are_faces=are_faces):
                 doubts.append(f"{source}: {doubt}")
         return doubts
+
+    def lacking(self, choice: Choice) -> list[str]:
+        """Return a sentence for each source and class of which only other sources have boxes.
+
+        A source without any box is background on purpose.
+        """
+        return [
+            f"{source}: no box of {_spoken(label)} in its {_counted(count, 'picture')}: "
+            "what shows one there is learned as background"
+            for source, count in self._pictures.items()
+            for number, label in enumerate(choice.classes)
+            if self._labels[source] and number not in self._labels[source]
+        ]
 
     def refuse_faulty(self) -> None:
         """Raise DatasetInvalid if the boxes of a source can't be what their format wants."""
@@ -313,10 +345,9 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
     given: list[Box] = []
     faces: list[tuple[Box, int]] = []
     ignored: list[Box] = []
-    for label in each.labels:
-        target = _target(label, choice.mapping)
-        if target == DROP:
-            continue
+    targets = [(label, _target(label, choice.mapping)) for label in each.labels]
+    kept = [(label, target) for label, target in targets if target != DROP]
+    for label, target in kept:
         given.append(_in_pixels(label.box, scale))
         box = _within(given[-1], width, height, faults)
         if box is None:
@@ -325,6 +356,9 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
             ignored.append(box)
         else:
             faces.append((box, choice.classes.index(target)))
+    distinct, areas = _distinct_faces(sorted(faces)), _distinct(sorted(ignored))
+    faults[NEAR] = len(faces) + len(ignored) - len(distinct) - len(areas)
+    faults[DROPPED] = 0 if kept else len(targets)
     return _Checked(
         each.name,
         content,
@@ -332,10 +366,10 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         form,
         likeness.perceptual_hash(dataset.first_view(frame)),
         (width, height),
-        tuple(sorted(faces)),
-        tuple(sorted(ignored)),
+        distinct,
+        areas,
         tuple(given),
-        faults,
+        +faults,  # + removes zeros
     )
 
 
@@ -373,35 +407,44 @@ def _within(box: Box, width: int, height: int, faults: Counter[str]) -> Box | No
 def _joined(first: _Checked, second: _Checked, problems: defaultdict[str, Problem]) -> _Checked:
     """Return a picture that was listed twice, with the boxes of both.
 
-    Two labellings of an object seldom agree to the pixel, so a box of `second` that is nearly one
-    of `first`, of the same label, is left out. `problems` counts these.
+    Two labellings of an object seldom agree to the pixel. `problems` counts the boxes of `second`
+    that are nearly one of `first` and not equal to it.
     """
     problems[SAME].pictures.append(second.name)
     new_faces = [face for face in second.faces if face not in first.faces]
     new_ignore = [box for box in second.ignore if box not in first.ignore]
-    faces = [
-        (box, label)
-        for box, label in new_faces
-        if not _is_near(box, [known for known, its in first.faces if its == label])
-    ]
-    ignore = [box for box in new_ignore if not _is_near(box, first.ignore)]
-    if near := len(new_faces) + len(new_ignore) - len(faces) - len(ignore):
+    faces = _distinct_faces([*first.faces, *new_faces])
+    ignore = _distinct([*first.ignore, *new_ignore])
+    given = len(first.faces) + len(new_faces) + len(first.ignore) + len(new_ignore)
+    if near := given - len(faces) - len(ignore):
         problems[NEAR].pictures.append(second.name)
         problems[NEAR].boxes += near
-    return replace(
-        first,
-        faces=tuple(sorted({*first.faces, *faces})),
-        ignore=tuple(sorted({*first.ignore, *ignore})),
-    )
+    return replace(first, faces=faces, ignore=ignore)
 
 
-def _is_near(box: Box, known: Sequence[Box]) -> bool:
-    """Return True if one of the `known` boxes is nearly the same as `box`."""
-    if not known:
-        return False
-    this, others = np.array(box, np.float32), np.array(known, np.float32)
-    is_close = (np.abs(others - this) <= NEAR_PIXELS).all(axis=1)
-    return bool((is_close | (overlap(this, others) >= NEAR_IOU)).any())
+def _distinct_faces(faces: Sequence[tuple[Box, int]]) -> tuple[tuple[Box, int], ...]:
+    """Return `faces`, sorted, without those that are nearly an earlier one of the same label."""
+    boxes: defaultdict[int, list[Box]] = defaultdict(list)
+    for box, label in faces:
+        boxes[label].append(box)
+    distinct = [(box, label) for label, its in boxes.items() for box in _distinct(its)]
+    return tuple(sorted(distinct))
+
+
+def _distinct(boxes: Sequence[Box]) -> tuple[Box, ...]:
+    """Return `boxes`, sorted, without those that are nearly an earlier one."""
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    kept: list[int] = []
+    for number, box in enumerate(corners):
+        if not _is_near(box, corners[kept]):
+            kept.append(number)
+    return tuple(sorted(boxes[number] for number in kept))
+
+
+def _is_near(box: Boxes, known: Boxes) -> bool:
+    """Return True if one of the `known` boxes [n, 4] is nearly the same as `box` [4]."""
+    is_close = (np.abs(known - box) <= NEAR_PIXELS).all(axis=1)
+    return bool((is_close | (overlap(box, known) >= NEAR_IOU)).any())
 
 
 def _file(checked: _Checked) -> str:

@@ -12,7 +12,7 @@ from tasks.errors import OutputFailed
 from training import charts
 from training.data import dataset, samples
 from training.data.dataset import SPLITS, Box, Picture, sides
-from training.data.importing import Imported, Problem, problem_lines
+from training.data.importing import DROP, Imported, Problem, problem_lines
 
 SIZES = (8, 16, 32, 64, 128, 256)  # limits of the rows by size of face, in pixels
 SAMPLES = "samples.jpg"
@@ -114,6 +114,7 @@ def summary(imported: Imported) -> dict[str, Any]:
         "splits": splits,
         "labels_before": dict(imported.labels_before.most_common()),
         "labels_after": dict(imported.labels_after.most_common()),
+        "dropped": sum(n for (_, became), n in imported.mapped.items() if became == DROP),
         "median_face": round(float(np.median(_face_sides(pictures))), 1),
         "face_sizes": face_sizes,
         "faces_per_picture": faces_per_picture,
@@ -128,10 +129,14 @@ def _counts(problem: Problem) -> dict[str, int]:
 
 
 def label_line(figures: dict[str, Any]) -> str:
-    """Return the numbers of boxes by label, in the sources and in the data set."""
+    """Return the numbers of boxes by label, in the sources and in the data set.
+
+    The latter are followed by the number of those that --map or --classes drops.
+    """
+    dropped = {DROP: figures["dropped"]} if figures["dropped"] else {}
     before, after = (
-        ", ".join(f"{name} {count:,}" for name, count in figures[labels].items())
-        for labels in ("labels_before", "labels_after")
+        ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        for counts in (figures["labels_before"], {**figures["labels_after"], **dropped})
     )
     return f"{before} → {after}"
 

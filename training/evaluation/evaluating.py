@@ -101,12 +101,15 @@ class Hidden:
             "spill": round(self.spill, 5),
         }
 
-    def at_threshold(self) -> tuple[float, float, float]:
-        """Return recall, precision and false alarms per picture at `threshold`."""
+    def at_threshold(self) -> tuple[float, float | None, float]:
+        """Return recall, precision and false alarms per picture at `threshold`.
+
+        The precision is None if nothing was found.
+        """
         hits, alarms = scoring.counts(self.shown)
         return (
             round(hits / max(1, self.faces), 4),
-            round(hits / max(1, hits + alarms), 4),
+            round(hits / (hits + alarms), 4) if hits + alarms else None,
             round(alarms / len(self.shown), 3),
         )
 

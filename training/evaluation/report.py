@@ -1,6 +1,7 @@
 """The report of an evaluation: tables, curves, and the worst misses and false alarms."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -351,7 +352,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
     for each in figures:
         recall, precision, false_alarms = each.hidden.at_threshold()
         title = f"{each.name} at {each.threshold:.2f}"
-        chosen[title] = recall, precision
+        chosen[title] = recall, math.nan if precision is None else precision
         recalls[title] = max(false_alarms, LEAST_ALARMS), recall
     charts.lines(
         folder / "precision_recall.png",

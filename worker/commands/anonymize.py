@@ -31,6 +31,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.interruption import Terminated
 from worker.commands.progress import progress_bar
 from worker.local_files import PICTURE_SUFFIXES, read_picture, write_atomically
+from worker.object_counts import counted_objects
 from worker.printing import (
     best_effort,
     print_note,
@@ -461,17 +462,9 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         print(text, file=sys.stderr)
     elif outcome.status == "detected":
         size = f"{outcome.width} × {outcome.height} pixels"
-        print(f"{source}: {_objects(outcome)}, {size}", flush=True)
+        print(f"{source}: {printable(counted_objects(outcome.labels))}, {size}", flush=True)
     elif outcome.reason is not None:
         print(f"{source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
-
-
-def _objects(outcome: Outcome) -> str:
-    """Return the numbers of the faces and of the objects of each other label, as people say it."""
-    faces = "1 face" if outcome.faces == 1 else f"{outcome.faces} faces"
-    others = Counter(label for label in outcome.labels if label != FACE)
-    parts = [faces, *(f"{number} {label}" for label, number in others.items())]
-    return printable(", ".join(parts))
 
 
 def _print_counts(counts: Counter[str], left_out: int, output: Path | None) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks.bulk.annotations import LABELS
+from tasks.messages import FACE
 from tasks.records import samples
 from tasks.redis.errors import connected
 from worker.commands.command import CommandApp
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.records.samples import Mark, Sample
     from worker.sampling.acceptance import Acceptance
     from worker.sampling.intervals import Rate
+    from worker.sampling.marked import Marked
     from worker.sampling.outputs import SampleRequest
 
 Addresses = Annotated[
@@ -42,7 +45,7 @@ Training = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write the sources with a miss and their faces there, for `veil train import`.",
+        help="Write the sources with a miss and their objects there, for `veil train import`.",
     ),
 ]
 Redo = Annotated[
@@ -82,9 +85,11 @@ def sample(
     settings = WorkerSettings.load()
     request = SampleRequest(addresses, pictures, seed)
     found: Mapping[int, Mark]
+    left_out = 0
     if marks is not None:
         drawn = _draw(settings, request)
-        found = _marks_of(drawn, marks)
+        in_file = _marks_of(settings, drawn, marks)
+        found, left_out = in_file.marks, in_file.others_exposed
     else:
         drawn, found = _on_desk(settings, request)
     result = accept(drawn, found)
@@ -95,7 +100,7 @@ def sample(
     if redo:
         _redo(settings, result)
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json.dumps({**result.to_json(), "exposed_left_out": left_out}))
     else:
         _print(result, marks is None)
     return ExitCode.ok_if(result.is_complete)
@@ -133,11 +138,15 @@ def _known(redis: Any, name: str) -> tuple["Sample", "Mapping[int, Mark]"] | Non
         return None if found is None else (found, samples.marks(redis, name))
 
 
-def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
-    """Return the marks in a file by the numbers of their pictures, and print what is odd in it."""
+def _marks_of(settings: WorkerSettings, drawn: "Sample", path: Path) -> "Marked":
+    """Return the marks in a file, and print what is odd in it."""
+    from worker.detection import plates
     from worker.sampling import marked
 
-    found = marked.read(path, drawn)
+    # A label that is not known to be another one is that of a face.
+    hidden = {label for picture in drawn.pictures for label in picture.other_labels}
+    others = {plates.LABEL, *settings.rules, *hidden} - {FACE, *LABELS}
+    found = marked.read(path, drawn, others)
     if found.others:
         count = counted(found.others, "picture")
         print_note(f"{count} of {path} not in the sample, left out")
@@ -154,7 +163,12 @@ def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
             f"no picture of the sample has a mark of an exposed face in {path}: "
             "shapes with the labels face and extra are hidden areas"
         )
-    return found.marks
+    for label, marks in found.no_faces.items():
+        print_note(
+            f"{counted(marks, 'mark')} of {path} with the label {label}, which is no face: the "
+            "rates and --redo leave out such marks; give the label exposed to what must be hidden"
+        )
+    return found
 
 
 def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> None:
@@ -163,7 +177,13 @@ def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> Non
 
     exported, gone = training.export(ObjectStore.connect(settings), settings, result, folder)
     sources = counted(exported, "source")
-    print_summary(f"{sources} with a miss in {folder}, which holds clear pictures")
+    if exported:
+        print_summary(f"{sources} with a miss in {folder}, which holds clear pictures")
+    else:
+        print_summary(f"no source with a miss to write: {folder} is not made")
+    if others := {label for finding in result.misses for label, _ in finding.others}:
+        labels = ",".join(["face", *sorted(others)])
+        print_note(f"{folder} has other labels, too: veil train import --classes {labels}")
     if gone:
         print_note(f"{counted(gone, 'source')} gone, changed, or not known: left out")
 

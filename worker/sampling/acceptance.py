@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tasks.bulk.boxes import iou
@@ -34,11 +34,15 @@ Box = Sequence[float]
 
 @dataclass(frozen=True)
 class Finding:
-    """A reviewed picture: the faces that were hidden, and those that are still recognisable."""
+    """A reviewed picture: the faces that were hidden, and those that are still recognisable.
+
+    `others_xyxy` are the boxes of other objects that the reviewer marked, by their label.
+    """
 
     picture: SampledPicture
     exposed_xyxy: list[list[int]]
     by: str
+    others_xyxy: Mapping[str, list[list[int]]] = field(default_factory=dict)
 
     @property
     def faces(self) -> list[Box]:
@@ -50,6 +54,13 @@ class Finding:
             if all(iou(box, other) < SAME_FACE_IOU for other in exposed)
         ]
         return exposed + hidden
+
+    @property
+    def others(self) -> list[tuple[str, Box]]:
+        """All other objects of the picture with their labels: hidden ones, and marked ones."""
+        hidden = zip(self.picture.other_labels, self.picture.others_xyxy, strict=False)
+        marked = [(label, box) for label, its in self.others_xyxy.items() for box in its]
+        return [*hidden, *marked]
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
         if mark.is_gone:
             skipped += 1
         else:
-            findings.append(Finding(picture, mark.exposed_xyxy, mark.by))
+            findings.append(Finding(picture, mark.exposed_xyxy, mark.by, mark.others_xyxy))
     is_census = 0 < len(findings) == sample.count
     routes = sorted({finding.picture.route for finding in findings})
     by_route = {}

@@ -1,6 +1,8 @@
 """Marks of a sample that reviewers made with an annotation tool."""
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.bulk import annotations
@@ -17,22 +19,24 @@ class Marked:
     """The marks in a file by the numbers of their pictures.
 
     `others` counts the pictures that are not in the sample, and `others_exposed` those of them with
-    an exposed face; `clipped` counts the marks that reached beyond their picture.
+    an exposed face; `clipped` counts the marks that reached beyond their picture, and `no_faces`
+    those that are other objects, by their label.
     """
 
     marks: dict[int, Mark]
     others: int = 0
     others_exposed: int = 0
     clipped: int = 0
+    no_faces: Counter[str] = field(default_factory=Counter)
 
 
-def read(path: Path, sample: Sample) -> Marked:
+def read(path: Path, sample: Sample, others: Set[str]) -> Marked:
     """Return the marks in a file.
 
-    Every shape is an exposed face, unless its label says that it is a hidden one, or it has the
-    label of a model and is at the place of a hidden object. A picture that the file has without a
-    shape was reviewed, and has no exposed face. Raises DatasetInvalid if a mark can't be of its
-    picture, and if a picture is in the file twice.
+    Every shape is an exposed face, unless its label says that it is a hidden one, or it is at the
+    place of a hidden object. One with a label of `others` is no face: its label is kept. A picture
+    that the file has without a shape was reviewed, and has no exposed face. Raises DatasetInvalid
+    if a mark can't be of its picture, and if a picture is in the file twice.
     """
     numbers = {picture.output: number for number, picture in enumerate(sample.pictures)}
     found = Marked({})
@@ -40,21 +44,28 @@ def read(path: Path, sample: Sample) -> Marked:
         number = numbers.get(annotated.name)
         if number is None:
             found.others += 1
-            found.others_exposed += any(shape.label not in HIDDEN for shape in annotated.shapes)
+            found.others_exposed += any(
+                shape.label not in (*HIDDEN, *others) for shape in annotated.shapes
+            )
             continue
         if number in found.marks:
             raise DatasetInvalid(f"{path} has {annotated.name} twice: put its marks together")
         picture = sample.pictures[number]
         _require_same_size(path, annotated, picture)
         exposed = []
+        no_faces: defaultdict[str, list[list[int]]] = defaultdict(list)
         for shape in annotated.shapes:
             if _is_hidden(shape, picture):
                 continue
             box = list(shape.box_xyxy)
             inside = _inside(path, box, picture)
             found.clipped += inside != box
-            exposed.append(inside)
-        found.marks[number] = Mark(exposed, by=path.name)
+            if shape.label in others:
+                no_faces[shape.label].append(inside)
+                found.no_faces[shape.label] += 1
+            else:
+                exposed.append(inside)
+        found.marks[number] = Mark(exposed, by=path.name, others_xyxy=dict(no_faces))
     return found
 
 

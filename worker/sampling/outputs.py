@@ -61,6 +61,7 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
     if receipt is None:
         return SampledPicture(str(output.uri), output.etag, str(places.route))
     hidden = list(zip(receipt.labels, receipt.faces, strict=True))
+    others = [(label, one) for label, one in hidden if label != FACE]
     return SampledPicture(
         str(output.uri),
         output.etag,
@@ -71,7 +72,8 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
         receipt.height,
         [face["box_xyxy"] for label, face in hidden if label == FACE],
         receipt.options,
-        [one["box_xyxy"] for label, one in hidden if label != FACE],
+        [one["box_xyxy"] for _, one in others],
+        [label for label, _ in others],
     )
 
 

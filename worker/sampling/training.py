@@ -19,13 +19,14 @@ OWNER_ONLY, OWNER_ONLY_FOLDER = 0o600, 0o700  # The sources are clear pictures.
 def export(
     store: ObjectStore, settings: WorkerSettings, result: Acceptance, folder: Path
 ) -> tuple[int, int]:
-    """Write the sources with a miss, and all faces in them as COCO, into the new `folder`.
+    """Write the sources with a miss, and all objects in them as COCO, into the new `folder`.
 
-    Returns how many were written, and how many are gone, have changed or are not known. Raises
-    OutputFailed if the folder has files.
+    Return how many were written, and how many are gone, have changed or are not known. Without a
+    source to write, nothing is left. Raise OutputFailed if the folder has files.
     """
     if folder.exists() and any(folder.iterdir()):
         raise OutputFailed(f"{folder} has files: name a new folder")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True, mode=OWNER_ONLY_FOLDER)
     written = gone = 0
     labelled = folder / ANNOTATIONS
@@ -40,11 +41,17 @@ def export(
                 continue
             name = f"{PICTURES}/{number:06}{Path(picture.source).suffix.lower()}"
             write_atomically(folder / name, content, OWNER_ONLY)
-            shapes = [Shape(tuple(int(side) for side in box), FACE) for box in finding.faces]
+            objects = [*((FACE, box) for box in finding.faces), *finding.others]
+            shapes = [Shape(tuple(int(side) for side in box), label) for label, box in objects]
             size = picture.width or 0, picture.height or 0
             writer.add(AnnotatedPicture(name, *size, shapes, {"source": picture.source}))
             written += 1
         writer.close()
+    if not written:
+        labelled.unlink()
+        if is_new:
+            folder.rmdir()
+        return written, gone
     json.loads(labelled.read_bytes())  # A disk that is full shows here, not in a training.
     return written, gone
 

@@ -116,6 +116,9 @@ def test_misses_of_pictures_outside_of_the_sample_are_named(archive, veil, setti
         "sample", "s3://clean/sampling", "--pictures", 5, "--marks", marks, environment=settings
     )
     assert "35 pictures left out with a mark of an exposed face" in done.stderr
+    command = ("sample", "s3://clean/sampling", "--pictures", 5, "--marks", marks, "--json")
+    as_json = veil(*command, environment=settings)
+    assert json.loads(as_json.stdout)["exposed_left_out"] == 35
     assert "no picture of the sample" not in done.stderr
 
 
@@ -153,6 +156,44 @@ def test_a_mark_outside_of_its_picture_is_refused_and_one_across_its_edge_is_cli
     across = marked([1, 0, 40, 40])
     assert "1 mark of" in across.stderr
     assert json.loads(across.stdout)["misses"][0]["exposed_xyxy"] == [[1, 0, 3, 2]]
+
+
+def test_other_objects_than_faces_keep_their_labels(store, archive_at, veil, settings, tmp_path):
+    """A plate that stays clear is no exposed face, and a training learns no face from it."""
+    archive = archive_at(store, "plates/")
+    for key, label in (("a.jpg", "plate"), ("b.jpg", None)):
+        archive.done(key, archive.source(key).etag, scores=(0.9,), label=label)
+    boxes = {"a.jpg": [([1, 0, 3, 2], "plate"), ([0, 1, 3, 2], "head")], "b.jpg": []}
+    lines = [
+        {
+            "name": f"s3://clean/plates/{key}",
+            "shapes": [{"area": area, "label": label} for area, label in shapes],
+        }
+        for key, shapes in boxes.items()
+    ]
+    marks, folder = tmp_path / "marks.jsonl", tmp_path / "training"
+    marks.write_text("\n".join(map(json.dumps, lines)))
+    command = ("sample", "s3://clean/plates", "--marks", marks, "--json", "--training", folder)
+    environment = {**settings, "VEIL_ROUTES": "s3://raw/plates=s3://clean/plates"}
+
+    done = veil(*command, environment=environment)
+
+    result = json.loads(done.stdout)
+    assert (result["faces"]["found"], result["faces"]["of"]) == (1, 2)
+    assert [miss["exposed_xyxy"] for miss in result["misses"]] == [[[0, 1, 3, 2]]]
+    assert f"1 mark of {marks} with the label plate, which is no face" in done.stderr
+    assert "has other labels, too: veil train import --classes face,plate" in done.stderr
+    labels = json.loads((folder / "annotations.json").read_text())
+    names = {category["id"]: category["name"] for category in labels["categories"]}
+    found = [(names[each["category_id"]], each["bbox"]) for each in labels["annotations"]]
+    assert found == [("face", [0, 1, 3, 1]), ("plate", [0, 0, 1, 1]), ("plate", [1, 0, 2, 2])]
+
+    marks.write_text("\n".join(json.dumps({**line, "shapes": []}) for line in lines))
+    without_miss = tmp_path / "none"
+    nothing = veil(*command[:-1], without_miss, environment=environment)
+    assert nothing.returncode == 0, nothing.stderr
+    assert "no source with a miss to write" in nothing.stderr
+    assert not without_miss.exists()
 
 
 def test_misses_go_to_redo_and_to_training(archive, sample, unattended, tmp_path):

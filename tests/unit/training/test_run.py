@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -65,9 +66,22 @@ def test_a_run_with_a_step_is_not_replaced(file, tmp_path):
         (tmp_path / LOG).unlink()
         (tmp_path / file).touch()
 
-    with pytest.raises(TrainingFailed, match="a run with --weights imagenet, not --weights none"):
+    with pytest.raises(TrainingFailed, match="run with --weights imagenet, not --weights none"):
         Run.open(tmp_path, NO_WEIGHTS, DATA)
     assert Run.load(tmp_path).recipe == IMAGENET
+
+
+def test_a_misspelt_run_is_not_begun_anew_by_advice(tmp_path):
+    with pytest.raises(TrainingFailed, match=r"no checkpoint .*: check --to; leave out --resume"):
+        Run.open(tmp_path / "rum", IMAGENET, DATA).require_checkpoint("--resume")
+
+
+def test_a_finished_run_of_other_options_leads_to_a_run_that_starts_from_it(tmp_path):
+    begin(tmp_path, IMAGENET)
+    (tmp_path / WEIGHTS).touch()
+    said = f"is a finished run with --steps 6, not --steps 9: .* with --start {tmp_path} and"
+    with pytest.raises(TrainingFailed, match=said):
+        Run.open(tmp_path, replace(IMAGENET, steps=9), DATA)
 
 
 def test_a_run_that_another_process_began_meanwhile_is_not_replaced(tmp_path):

@@ -203,7 +203,8 @@ def test_a_picture_whose_labels_are_dropped_on_purpose_stays_background(tmp_path
     found = imported(source, tmp_path / "set", Choice.of({"face": "FACE"}, 0, 0, []))
 
     assert len(found.dataset.pictures) == 2
-    assert set(found.problems) == {importing.WITHOUT}
+    assert found.problems == {importing.DROPPED: Problem(["1.png"], 1)}
+    assert overview.label_line(overview.summary(found)) == "face 1, tag 1 → FACE 1, drop 1"
 
 
 # Faces of 20 x 25 pixels in three places of a picture of 96 x 72 pixels.
@@ -296,6 +297,28 @@ def test_boxes_of_two_labellings_that_differ_by_a_pixel_are_one_object(tmp_path)
     assert found.dataset.pictures[0].faces == (large, small, other)
     near = found.problems[importing.NEAR]
     assert (len(near.pictures), near.boxes) == (1, 2)
+
+
+def test_boxes_that_one_source_gives_twice_are_one_object(tmp_path):
+    """A second box of an object is a miss of every model, and halves the recall."""
+    path = photograph(tmp_path / "one.png", 0, (160, 120))
+    large, other, area = (10, 10, 60, 70), (100, 60, 140, 110), (2, 90, 30, 118)
+    labels = [("with_mask", large, False), ("bare", tuple(side + 1 for side in large), False)]
+    labels += [("plate", large, False), *[("bare", other, False)] * 2, *[("hat", area, True)] * 2]
+    mapping = {"with_mask": "FACE", "bare": "FACE"}
+
+    found = imported(
+        label_formats.write_veil([(path, labels)], tmp_path / "veil"),
+        tmp_path / "set",
+        Choice.of(mapping, 0, 0, ["face", "plate"]),
+    )
+
+    (picture,) = found.dataset.pictures
+    assert picture.boxes_of(0) == (large, other)
+    assert picture.boxes_of(1) == (large,)
+    assert picture.ignore == (area,)
+    near = found.problems[importing.NEAR]
+    assert (near.pictures, near.boxes) == (["images/one.png"], 3)
 
 
 def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
@@ -912,6 +935,45 @@ def test_two_targets_of_faces_are_refused():
         Choice.of({"face": "FACE", "FACE": "drop"}, 0, 0, [])
 
 
+@pytest.mark.parametrize("target", ["drop", "ignore", "FACE"])
+def test_a_class_that_nothing_can_become_is_refused(target):
+    said = f"--classes keeps plate, and --map makes plate {target.lower()}: leave out one of them"
+    with pytest.raises(InvalidRequest, match=said):
+        Choice.of({"plate": target}, 0, 0, ["face", "plate"])
+    Choice.of({"plate": target, "licence_plate": "plate"}, 0, 0, ["face", "plate"])
+
+
+def test_a_class_that_no_box_has_leads_to_the_option_that_maps_one_to_it(pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+    said = (
+        r"no box has the label 'face': there are bare, .*; map one to it, such as --map bare=face"
+    )
+    with pytest.raises(DatasetInvalid, match=said):
+        imported(source, tmp_path / "set", Choice.of({}, 0, 0, ["bare", "Face"]))
+
+
+def test_a_source_without_boxes_of_a_class_that_others_have_is_a_warning(tmp_path):
+    """Plates in pictures in which somebody labelled faces alone are learned as background."""
+    box, labelled = (10, 8, 40, 50), []
+    for number, names in enumerate([("face", "plate"), ("face",), ()]):
+        pictures = [
+            (photograph(tmp_path / f"{number}-{i}.png", 10 * number + i), [(name, box, False)])
+            for i, name in enumerate(names or ("none",))
+        ]
+        pictures = pictures if names else [(pictures[0][0], [])]
+        source = label_formats.write_veil(pictures, tmp_path / f"veil{number}")
+        labelled += formats.read(source, None, [])
+
+    made = importing.run(labelled, tmp_path / "set", Choice.of({}, 0, 0, ["face", "plate"]))
+
+    assert made.doubts == [
+        f"{labelled[2].source}: no box of plate in its 1 picture: "
+        "what shows one there is learned as background"
+    ]
+    faces = importing.run(labelled[:3], tmp_path / "faces", Choice.of({}, 0, 0, ["face"]))
+    assert not faces.doubts
+
+
 def test_one_class_of_another_name_changes_the_digest(pictures, tmp_path):
     source = label_formats.write_voc(pictures, tmp_path / "voc")
 
@@ -926,7 +988,8 @@ def test_one_class_of_another_name_changes_the_digest(pictures, tmp_path):
 def test_a_class_without_a_box_to_train_on_is_refused(pictures, tmp_path):
     source = label_formats.write_voc(pictures, tmp_path / "voc")
 
-    choice = Choice.of({"with_mask": "ignore"}, 0, 0, ["bare", "with_mask"])
+    mapping = {"with_mask": "ignore", "ignore": "with_mask"}  # the boxes of ignore are ignored
+    choice = Choice.of(mapping, 0, 0, ["bare", "with_mask"])
     with pytest.raises(DatasetInvalid, match="the split 'train' would have no with_mask"):
         imported(source, tmp_path / "set", choice)
     assert not (tmp_path / "set").exists()

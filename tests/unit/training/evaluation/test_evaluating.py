@@ -102,6 +102,19 @@ def test_each_label_is_measured_and_reported_by_itself(dataset, tmp_path, monkey
     assert "`VEIL_RULES` sets" in (tmp_path / "report" / "plate" / "report.md").read_text()
 
 
+def test_a_model_that_finds_nothing_has_no_precision(dataset, tmp_path, monkeypatch):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"})
+    made.predict = lambda batch: [Detections.none() for _ in batch]
+
+    figures = evaluate(dataset, monkeypatch, made)
+    content = report.write(
+        figures, dataset, "train", "at once", tmp_path / "report", alarms=0, chosen_on="", run=None
+    )
+
+    assert [each["precision"] for each in content["models"]] == [None, None]
+    assert "| precision | – |" in (tmp_path / "report" / "FACE" / "report.md").read_text()
+
+
 def test_each_label_is_searched_for_in_the_passes_of_a_worker(dataset, tmp_path, monkeypatch):
     looks = {}
 

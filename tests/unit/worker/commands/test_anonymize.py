@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,8 @@ def test_faces_are_only_detected_if_a_job_has_no_output(folder, tmp_path, capsys
     _print(outcome, as_json=False)
     assert capsys.readouterr().out == f"{source / 'a.png'}: 1 face, 40 × 40 pixels\n"
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.png", "a.png"]
+    _print(replace(outcome, labels=["plate", "plate"]), as_json=False)
+    assert ": 0 faces, 2 plates, 40" in capsys.readouterr().out
 
 
 def test_faces_in_exempt_areas_are_not_detected(folder):
