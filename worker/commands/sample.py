@@ -143,10 +143,12 @@ def _marks_of(settings: WorkerSettings, drawn: "Sample", path: Path) -> "Marked"
     from worker.detection import plates
     from worker.sampling import marked
 
-    # A label that is not known to be another one is that of a face.
+    # A label that is not known to be another one is that of a face. So are those of a model that
+    # calls faces by another name.
     hidden = {label for picture in drawn.pictures for label in picture.other_labels}
+    calls_faces_so = any(picture.boxes_xyxy for picture in drawn.pictures)
     others = {plates.LABEL, *settings.rules, *hidden} - {FACE, *LABELS}
-    found = marked.read(path, drawn, others)
+    found = marked.read(path, drawn, others if calls_faces_so else {plates.LABEL})
     if found.others:
         count = counted(found.others, "picture")
         print_note(f"{count} of {path} not in the sample, left out")
