@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -22,13 +22,30 @@ from .errors import InvalidRequest
 from .wrong_values import in_words
 
 Status = Literal["anonymized", "skipped", "held"]
-Reason = Literal[
-    "no face found",
+NO_FACE_FOUND = "no face found"
+NO_FACE_HIDDEN = "no face was hidden: the request or a rule leaves those found visible"
+HELD_BY_A_RULE = "an object with the rule hold was found"
+REASONS = (
+    NO_FACE_FOUND,
+    NO_FACE_HIDDEN,
     "faces still found in the output",
     "objects still found in the output",
-    "an object with the rule hold was found",
-]
-"""The reason why a picture is held, or is published but put on the review list."""
+    HELD_BY_A_RULE,
+)
+
+
+def _known_reason(value: str) -> str:
+    """Return a reason. Raises ValueError for a text that is none of REASONS."""
+    if value not in REASONS and not value.startswith(f"{HELD_BY_A_RULE}: "):
+        raise ValueError(f"{value!r:.80} is no reason")
+    return value
+
+
+Reason = Annotated[str, AfterValidator(_known_reason)]
+"""The reason why a picture is held, or is published but put on the review list.
+
+It is one of REASONS. That of a rule goes on with the labels of the objects, as in ``…: plate``.
+"""
 Check = Literal["off", "same", "clear", "left"]
 """The result of the residual check.
 
@@ -57,6 +74,14 @@ REFUSED_HEADER = "veil_refused"
 FACE = "FACE"
 """The label of faces, and of everything that a model without labels finds."""
 MAX_LABEL_LENGTH = 64  # characters
+
+
+def held_by_a_rule(labels: Iterable[str]) -> Reason:
+    """Return the reason to hold a picture with objects of `labels`, whose rules say `hold`."""
+    names = [FACE.lower() if label == FACE else label for label in labels]
+    return f"{HELD_BY_A_RULE}: {', '.join(names)}"
+
+
 RULES_EXAMPLE = '{"plate": {"method": "fill", "margin": 0.2}}'
 MAX_RULES = 100  # labels that a request may have rules for
 
@@ -416,7 +441,7 @@ class AnonymizeReport:
     def _finding(self) -> Iterator[str]:
         if self.reason:
             yield self.reason
-        if self.faces is not None and self.reason != "no face found":
+        if self.faces is not None and self.reason not in (NO_FACE_FOUND, NO_FACE_HIDDEN):
             yield {0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
         for label, count in (self.labels or {}).items():
             if label != FACE:

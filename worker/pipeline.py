@@ -147,7 +147,7 @@ class Pipeline(work.Pipeline):
         return (
             anonymizer.hold_without_faces
             or anonymizer.verify == "hold"
-            or treatments.hold(treatments.labels, AS_CONFIGURED)
+            or bool(treatments.to_hold(treatments.labels, AS_CONFIGURED))
         )
 
     def _proof(
@@ -168,9 +168,12 @@ class Pipeline(work.Pipeline):
         return receipt if receipt.is_of(source, existing.output) else None
 
     def _would_hold(self, receipt: Receipt, options: AnonymizeOptions) -> bool:
-        """Return whether this worker would hold a picture that an earlier one published."""
+        """Return whether this worker would hold a picture that an earlier one published.
+
+        A receipt does not tell which objects an exempt area left visible: they may be of any label.
+        """
         treatments, labels = self._anonymizer.treatments, receipt.labels
-        if treatments.hold(labels, options):
+        if treatments.to_hold(treatments.labels if options.exempt else labels, options):
             return True
         faces = [label for label in labels if treatments.sought in (None, label)]
         nothing_hidden = not faces and not options.extra

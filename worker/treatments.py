@@ -111,9 +111,9 @@ class Treatments:
         """The label without which a picture counts as one without faces; None for any label."""
         return FACE if FACE in self.labels else None
 
-    def hold(self, labels: Iterable[str], options: AnonymizeOptions) -> bool:
-        """Return whether an object with one of `labels` keeps a picture from being published."""
-        return any(self.of(str(label), options).hold for label in set(labels))
+    def to_hold(self, labels: Iterable[str], options: AnonymizeOptions) -> list[str]:
+        """Return those of `labels` whose objects keep a picture from being published, sorted."""
+        return sorted(label for label in set(map(str, labels)) if self.of(label, options).hold)
 
     def parts(self, found: Detections, options: AnonymizeOptions) -> list[Part]:
         """Return the sightings of `found` by label, each with its style; faces come first.

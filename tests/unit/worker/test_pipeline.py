@@ -39,6 +39,12 @@ def test_an_output_with_an_object_to_hold_is_not_done(labels, is_held):
     assert not pipeline()._would_hold(made, AnonymizeOptions())
 
 
+def test_an_output_whose_exempt_areas_may_show_an_object_to_hold_is_not_done():
+    exempt = AnonymizeOptions(exempt=((0, 0, 9, 9),))
+    assert pipeline(document={"hold": True})._would_hold(receipt(FACE), exempt)
+    assert not pipeline()._would_hold(receipt(FACE), exempt)
+
+
 @pytest.mark.parametrize(
     ("made", "labels", "is_held"),
     [
