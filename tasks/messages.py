@@ -272,18 +272,18 @@ class AnonymizeOptions(BaseModel):
     __json__ = to_json  # the name that kombu's encoder calls
 
     def with_more(self, more: "AnonymizeOptions", etag: str | None) -> Self:
-        """Return these options, overridden by `more`, with the areas of both and no release.
+        """Return these options, overridden by `more`, with the areas of both.
 
-        The exempt areas are for the version `etag` of the source, if it is known. Rules are
-        overridden value by value. Raises InvalidRequest for more areas than a request may have, and
-        for values of a rule that contradict each other.
+        They are for the version `etag` of the source, if it is known, whose release stays if `more`
+        only has areas to hide. Rules are overridden value by value. Raises InvalidRequest for more
+        areas than a request may have, and for values of a rule that contradict each other.
         """
         rules: dict[str, dict[str, Any]] = {}
         for options in (self, more):
             for label, rule in options.rules.items():
                 rules.setdefault(label, {}).update(rule.model_dump(exclude_none=True))
         exempt = _with_new(self.exempt, more.exempt)
-        return type(self).parse(
+        joined = type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
             exempt=exempt,
@@ -291,6 +291,20 @@ class AnonymizeOptions(BaseModel):
             version=(etag or None) if exempt else None,
             rules=rules,
         )
+        return joined.with_release_of(self, etag)
+
+    def with_release_of(self, earlier: "AnonymizeOptions", etag: str | None) -> Self:
+        """Return these options, with the release of `earlier` if they only add areas to hide.
+
+        It must be the release of the version `etag`. What a person has reviewed stays visible or is
+        hidden.
+        """
+        released = self.model_copy(update={"release": earlier.release, "version": earlier.version})
+        only_adds = released.model_copy(update={"extra": earlier.extra}) == earlier
+        is_released = etag is not None and earlier.release == etag
+        if is_released and only_adds and set(earlier.extra) < set(self.extra):
+            return released
+        return self
 
     def for_version(self, etag: str) -> Self:
         """Return the options for the source version `etag`, without the release of another one.
@@ -397,7 +411,8 @@ class AnonymizeReport:
     - `source_etag`: the version of the source.
     - `options`: the options of the request.
     - `notes`: faults of the source's file that changed no pixel.
-    - `warning`: the reason why older receipts of the output were not deleted, if that failed.
+    - `warning`: says that an older output of a held picture is still published, or why older
+      receipts of the output were not deleted.
     """
 
     status: Status

@@ -42,6 +42,10 @@ from worker.anonymizer import Anonymized
 from worker.treatments import AS_CONFIGURED
 
 PROBE_CONTENT = b"Written by veil to test the store.\n"
+OLDER_OUTPUT = (
+    "the older output is still published: release the picture, or delete that output and its "
+    "receipt"
+)
 STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile
 # Errors of a store that refuses to delete a receipt: the credentials lack s3:DeleteObject or
 # s3:ListBucket, or the bucket has a retention period (Object Lock).
@@ -197,7 +201,8 @@ class Outputs:
 
         `confirm` is called before each try. Raises DestinationTaken if the other object is not an
         output of the source, ObjectNotFound or SourceChanged if the source was deleted or replaced.
-        The warning says that older receipts of the output could not be deleted.
+        The warning says that older receipts of the output could not be deleted, or that an older
+        output of a held picture stays.
         """
         route, destination = fetched.routed.route, fetched.routed.destination
         made, present = self._made(fetched, receipt), fetched.replaces
@@ -214,7 +219,8 @@ class Outputs:
             try:
                 self._check_unchanged(fetched.source)
                 if result.content is None:
-                    return None  # An older output stays, and so does its receipt.
+                    # An older output stays, and so does its receipt.
+                    return None if present is None else OLDER_OUTPUT
                 present, is_stored = self._put_output(
                     fetched, receipt, result.content, result.content_type, present, headers
                 )

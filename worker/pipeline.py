@@ -132,9 +132,14 @@ class Pipeline(work.Pipeline):
     def _options(
         self, routed: Routed, source: StoredObject, existing: Existing | None
     ) -> AnonymizeOptions:
-        """Return the options of the request, or else those of the output, or of a held picture."""
+        """Return the options of the request, or else those of the output, or of a held picture.
+
+        A request that only hides more keeps the release of the output.
+        """
         outputs = self._outputs
         options = routed.request.options or outputs.options_of(source, existing)
+        if routed.request.options and existing and existing.receipt and outputs.marks.are_keyed:
+            options = options.with_release_of(existing.receipt.asked, source.etag)
         is_new = existing is None or not outputs.is_of_version(source, existing.output)
         if routed.request.options is None and is_new and self._may_hold:
             options = outputs.held_options(routed, source) or options

@@ -183,6 +183,21 @@ def test_with_a_key_no_option_is_taken_from_a_receipt_that_it_did_not_sign(site,
     assert site.verified(KEY) == {"a.png": ("ok",)}
 
 
+@pytest.mark.parametrize(("key", "status"), [(KEY, "anonymized"), (None, "held")])
+def test_a_request_that_only_hides_more_keeps_the_release_of_a_signed_receipt(site, key, status):
+    etag = site.source()
+    holding = {"sign": key, "boxes": (), "hold": True}
+    assert site.run(**holding, options={"release": etag}).status == "anonymized"
+    rules = {"FACE": {"hold": True}}
+    face = {"sign": key, "options": {"extra": [[1, 1, 9, 9]], "rules": rules}}
+    held = site.run(**face)
+    assert (held.status, "still published" in held.warning) == ("held", True)
+    assert site.run(sign=key, options={"rules": rules, "release": etag}).status == "anonymized"
+    assert site.run(**face).status == status
+    # A request without further areas is a new one: so a release is taken back.
+    assert site.run(sign=key, options={"rules": rules}).status == "held"
+
+
 def test_with_a_key_a_changed_receipt_or_another_pictures_gives_no_options(site):
     site.source()
     site.source("b.png")  # The same bytes, so that only the place differs.
