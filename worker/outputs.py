@@ -18,8 +18,8 @@ from tasks.errors import (
     CredentialsRefused,
     DestinationTaken,
     DestinationUnavailable,
-    InvalidRequest,
     ObjectNotFound,
+    OptionsUnusable,
     Permanent,
     SettingsInvalid,
     SourceChanged,
@@ -132,8 +132,8 @@ class Outputs:
     def options_of(self, source: StoredObject, existing: Existing | None) -> AnonymizeOptions:
         """Return the options for a request without any: those that `existing` was made with.
 
-        A picture that is made again stays hidden where somebody asked for it. Raises InvalidRequest
-        if the receipt, which holds the options, is gone.
+        A picture that is made again stays hidden where somebody asked for it. Raises
+        OptionsUnusable if the receipt, which holds the options, is gone.
         """
         if existing is None:
             return AS_CONFIGURED
@@ -143,7 +143,7 @@ class Outputs:
             return AS_CONFIGURED
         if existing.receipt is None:
             unsigned = " or not signed by a known key" if self.marks.are_keyed else ""
-            raise InvalidRequest(
+            raise OptionsUnusable(
                 f"{output.uri} was made with options, and its receipt is gone{unsigned}: "
                 "send the options again"
             )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from tasks.delivery import work
-from tasks.errors import AccessDenied, UnsupportedImage
+from tasks.errors import AccessDenied, OptionsUnusable, UnsupportedImage
 from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route, Routed, Routes
 from tasks.signatures import Key
@@ -119,10 +119,8 @@ class Pipeline(work.Pipeline):
             if existing and (receipt := self._proof(source, existing, recipe, options)):
                 uri = existing.output.uri
                 return skipped_report(source, uri, receipt, options, stopwatch.seconds)
-            if routed.request.options is None and not self._outputs.marks.are_keyed:
-                # Without a key, anybody who can write outputs can also write the receipt from which
-                # these options come.
-                options = self._anonymizer.without_weaker(options)
+            if routed.request.options is None:
+                options = self._usable(options)
                 recipe = options.recipe(self.recipe)
             _refuse_encoding(source)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
@@ -144,6 +142,21 @@ class Pipeline(work.Pipeline):
         if routed.request.options is None and is_new and self._may_hold:
             options = outputs.held_options(routed, source) or options
         return options.for_version(source.etag)
+
+    def _usable(self, taken_over: AnonymizeOptions) -> AnonymizeOptions:
+        """Return options of a receipt as a request may have them; raise OptionsUnusable.
+
+        Without a key, anybody who can write outputs can also write the receipt, so only what hides
+        more counts.
+        """
+        if not self._outputs.marks.are_keyed:
+            return self._anonymizer.without_weaker(taken_over)
+        if defect := self._anonymizer.treatments.defect(taken_over):
+            raise OptionsUnusable(
+                f"the options of the existing output, or of its hold, have {defect}: "
+                "give options in the request to replace them"
+            )
+        return taken_over
 
     @property
     def _may_hold(self) -> bool:

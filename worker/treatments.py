@@ -65,22 +65,25 @@ class Treatments:
         return replace(known, ignore=known.ignore and not known.hold)
 
     def check(self, options: AnonymizeOptions) -> None:
-        """Raise InvalidRequest for a rule of a label that no model finds, and if nothing is hidden.
+        """Raise InvalidRequest for options with a defect."""
+        if defect := self.defect(options):
+            labels = ", ".join(self.labels)
+            raise InvalidRequest(
+                f"the request has {defect}: choose from {labels}, and leave one to be hidden"
+            )
+
+    def defect(self, options: AnonymizeOptions) -> str | None:
+        """Return the rule of a label that no model finds, or rules that hide nothing, in words.
 
         What a rule of an unknown label should hide or show is unknown. Rules that ignore every
         label would publish the source.
         """
         for label in options.rules:
             if label not in self.labels:
-                raise InvalidRequest(
-                    f"the request has a rule for {label}, which the worker's models do not find: "
-                    f"choose from {', '.join(self.labels)}"
-                )
+                return f"a rule for {label}, which the worker's models do not find"
         if all(self.of(label, options).ignore for label in self.labels):
-            raise InvalidRequest(
-                f"the request's rules ignore every label ({', '.join(self.labels)}): "
-                "leave one to be hidden"
-            )
+            return "rules that ignore every label"
+        return None
 
     def leaves_visible(self, options: AnonymizeOptions) -> bool:
         """Return whether an exempt area or a rule can leave objects visible in a picture.

@@ -73,9 +73,9 @@ def test_small_and_ignored_objects_are_not_wanted():
 
 def test_a_request_that_ignores_every_label_is_refused():
     ignoring = {label: {"ignore": True} for label in LABELS}
-    with pytest.raises(InvalidRequest, match=r"every label \(FACE, plate, document\)"):
+    with pytest.raises(InvalidRequest, match=r"every label: choose from FACE, plate, document"):
         treatments().check(options(rules=ignoring))
-    with pytest.raises(InvalidRequest, match=r"every label \(plate\)"):
+    with pytest.raises(InvalidRequest, match=r"every label: choose from plate,"):
         Treatments(STYLE, ("plate",)).check(options(rules={"plate": {"ignore": True}}))
     treatments().check(options(rules={**ignoring, "plate": {"margin": 0.1}}))
     # What a rule holds is not ignored.
