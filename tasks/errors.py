@@ -13,6 +13,7 @@
         EventsUnavailable
       Permanent
         InvalidRequest
+        OptionsUnusable
         MalformedMessage
         MalformedEvent
         BucketNotAllowed
@@ -114,6 +115,10 @@ class Permanent(VeilError):
 
 class InvalidRequest(Permanent):
     """The message is not a valid request."""
+
+
+class OptionsUnusable(Permanent):
+    """The options that an existing output was made with can't be used: send options again."""
 
 
 class MalformedMessage(Permanent):

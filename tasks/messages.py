@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -22,13 +22,30 @@ from .errors import InvalidRequest
 from .wrong_values import in_words
 
 Status = Literal["anonymized", "skipped", "held"]
-Reason = Literal[
-    "no face found",
+NO_FACE_FOUND = "no face found"
+NO_FACE_HIDDEN = "no face was hidden: the request or a rule leaves those found visible"
+HELD_BY_A_RULE = "an object with the rule hold was found"
+REASONS = (
+    NO_FACE_FOUND,
+    NO_FACE_HIDDEN,
     "faces still found in the output",
     "objects still found in the output",
-    "an object with the rule hold was found",
-]
-"""The reason why a picture is held, or is published but put on the review list."""
+    HELD_BY_A_RULE,
+)
+
+
+def _known_reason(value: str) -> str:
+    """Return a reason. Raises ValueError for a text that is none of REASONS."""
+    if value not in REASONS and not value.startswith(f"{HELD_BY_A_RULE}: "):
+        raise ValueError(f"{value!r:.80} is no reason")
+    return value
+
+
+Reason = Annotated[str, AfterValidator(_known_reason)]
+"""The reason why a picture is held, or is published but put on the review list.
+
+It is one of REASONS. That of a rule goes on with the labels of the objects, as in ``…: plate``.
+"""
 Check = Literal["off", "same", "clear", "left"]
 """The result of the residual check.
 
@@ -57,6 +74,14 @@ REFUSED_HEADER = "veil_refused"
 FACE = "FACE"
 """The label of faces, and of everything that a model without labels finds."""
 MAX_LABEL_LENGTH = 64  # characters
+
+
+def held_by_a_rule(labels: Iterable[str]) -> Reason:
+    """Return the reason to hold a picture with objects of `labels`, whose rules say `hold`."""
+    names = [FACE.lower() if label == FACE else label for label in labels]
+    return f"{HELD_BY_A_RULE}: {', '.join(names)}"
+
+
 RULES_EXAMPLE = '{"plate": {"method": "fill", "margin": 0.2}}'
 MAX_RULES = 100  # labels that a request may have rules for
 
@@ -247,18 +272,18 @@ class AnonymizeOptions(BaseModel):
     __json__ = to_json  # the name that kombu's encoder calls
 
     def with_more(self, more: "AnonymizeOptions", etag: str | None) -> Self:
-        """Return these options, overridden by `more`, with the areas of both and no release.
+        """Return these options, overridden by `more`, with the areas of both.
 
-        The exempt areas are for the version `etag` of the source, if it is known. Rules are
-        overridden value by value. Raises InvalidRequest for more areas than a request may have, and
-        for values of a rule that contradict each other.
+        They are for the version `etag` of the source, if it is known, whose release stays if `more`
+        only has areas to hide. Rules are overridden value by value. Raises InvalidRequest for more
+        areas than a request may have, and for values of a rule that contradict each other.
         """
         rules: dict[str, dict[str, Any]] = {}
         for options in (self, more):
             for label, rule in options.rules.items():
                 rules.setdefault(label, {}).update(rule.model_dump(exclude_none=True))
         exempt = _with_new(self.exempt, more.exempt)
-        return type(self).parse(
+        joined = type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
             exempt=exempt,
@@ -266,6 +291,20 @@ class AnonymizeOptions(BaseModel):
             version=(etag or None) if exempt else None,
             rules=rules,
         )
+        return joined.with_release_of(self, etag)
+
+    def with_release_of(self, earlier: "AnonymizeOptions", etag: str | None) -> Self:
+        """Return these options, with the release of `earlier` if they only add areas to hide.
+
+        It must be the release of the version `etag`. What a person has reviewed stays visible or is
+        hidden.
+        """
+        released = self.model_copy(update={"release": earlier.release, "version": earlier.version})
+        only_adds = released.model_copy(update={"extra": earlier.extra}) == earlier
+        is_released = etag is not None and earlier.release == etag
+        if is_released and only_adds and set(earlier.extra) < set(self.extra):
+            return released
+        return self
 
     def for_version(self, etag: str) -> Self:
         """Return the options for the source version `etag`, without the release of another one.
@@ -372,7 +411,8 @@ class AnonymizeReport:
     - `source_etag`: the version of the source.
     - `options`: the options of the request.
     - `notes`: faults of the source's file that changed no pixel.
-    - `warning`: the reason why older receipts of the output were not deleted, if that failed.
+    - `warning`: says that an older output of a held picture is still published, or why older
+      receipts of the output were not deleted.
     """
 
     status: Status
@@ -416,7 +456,7 @@ class AnonymizeReport:
     def _finding(self) -> Iterator[str]:
         if self.reason:
             yield self.reason
-        if self.faces is not None and self.reason != "no face found":
+        if self.faces is not None and self.reason not in (NO_FACE_FOUND, NO_FACE_HIDDEN):
             yield {0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
         for label, count in (self.labels or {}).items():
             if label != FACE:

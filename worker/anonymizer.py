@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import DetectorUnavailable, ImageTooLarge, InvalidRequest
-from tasks.messages import FACE, AnonymizeOptions, Areas, Reason, Rule
+from tasks.messages import (
+    FACE,
+    NO_FACE_FOUND,
+    NO_FACE_HIDDEN,
+    AnonymizeOptions,
+    Areas,
+    Reason,
+    Rule,
+    held_by_a_rule,
+)
 from worker import images
 from worker.areas import bounds
 from worker.detection.credible import placed
@@ -46,8 +55,6 @@ PIXELS_VERSION = 14
 # much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it
 # keeps ending workers.
 STALL_MARGIN_SECONDS = 60
-
-HOLD_RULE: Reason = "an object with the rule hold was found"
 
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
@@ -266,7 +273,8 @@ class Anonymizer(FileAnonymizer):
         Raises a VeilError, as `anonymize` does.
         """
         picture = self._decode(content)
-        faces = _strongest_first(Detections.joined(self._faces(picture, options)))
+        _, hidden = self._faces(picture, options)
+        faces = _strongest_first(Detections.joined(hidden))
         return Anonymized(
             None,
             picture.content_type,
@@ -336,10 +344,10 @@ class Anonymizer(FileAnonymizer):
         The residual check reads it with `decode`.
         """
         with stopwatch.stage("detect", "detecting"):
-            faces = self._faces(picture, options)
+            detected, faces = self._faces(picture, options)
         with stopwatch.stage("mask", "masking"):
             frames = self._hide(picture, faces, options)
-        if not options.release and (reason := self._reason_to_hold(faces, options)):
+        if not options.release and (reason := self._reason_to_hold(detected, faces, options)):
             return _Result(None, _strongest_first(Detections.joined(faces)), reason=reason)
         with stopwatch.stage("encode", "encoding"):
             output = encode(frames)
@@ -360,19 +368,30 @@ class Anonymizer(FileAnonymizer):
         detections = _strongest_first(Detections.joined([*faces, checked.added]))
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
-        if not options.release and self.treatments.hold(checked.added.labels, options):
-            reason, is_held = HOLD_RULE, True
+        labels = self.treatments.to_hold(checked.added.labels, options)
+        if labels and not options.release:
+            reason, is_held = held_by_a_rule(labels), True
         return _Result(None if is_held else output, detections, checked, reason)
 
     def _reason_to_hold(
-        self, faces: Sequence[Detections], options: AnonymizeOptions
+        self,
+        detected: Sequence[Detections],
+        faces: Sequence[Detections],
+        options: AnonymizeOptions,
     ) -> Reason | None:
-        """Return the reason not to publish a picture in whose frames `faces` are hidden."""
-        if self.treatments.hold(Detections.joined(faces).labels, options):
-            return HOLD_RULE
+        """Return the reason not to publish a picture, of whose objects `faces` are hidden.
+
+        A rule that holds also counts for an object that an exempt area leaves visible.
+        """
+        wanted = self.treatments.wanted(Detections.joined(detected), options)
+        if labels := self.treatments.to_hold(wanted.labels, options):
+            return held_by_a_rule(labels)
         sought = self.treatments.sought
         nothing_hidden = not any(count(found, sought) for found in faces) and not options.extra
-        return "no face found" if nothing_hidden and self.hold_without_faces else None
+        if not (nothing_hidden and self.hold_without_faces):
+            return None
+        is_left = any(count(found, sought) for found in detected)
+        return NO_FACE_HIDDEN if is_left else NO_FACE_FOUND
 
     def _decode(self, content: bytes, keep: Kept | None = None) -> images.Picture:
         """Return the picture in `content`. Without `keep`, no output is written."""
@@ -387,11 +406,13 @@ class Anonymizer(FileAnonymizer):
         with self._watch("encoding a picture", self.limits.decode_seconds + STALL_MARGIN_SECONDS):
             return images.encode(picture, pixels, changed)
 
-    def _faces(self, picture: images.Picture, options: AnonymizeOptions) -> list[Detections]:
-        """Return the objects to hide in each frame: those that no rule or exempt area leaves clear.
+    def _faces(
+        self, picture: images.Picture, options: AnonymizeOptions
+    ) -> tuple[list[Detections], list[Detections]]:
+        """Return the objects in each frame, and those to hide.
 
-        Raises InvalidRequest for an area that is outside of the picture, and for a rule of an
-        unknown label.
+        The latter are those that no rule or exempt area leaves clear. Raises InvalidRequest for an
+        area that is outside of the picture, and for a rule of an unknown label.
         """
         _check_areas(picture, options)
         self.treatments.check(options)
@@ -403,7 +424,7 @@ class Anonymizer(FileAnonymizer):
         if picture.format != "TIFF":
             bridged = bridge_by_label(found)
             found = [clip(faces, picture.width, picture.height) for faces in bridged]
-        return [outside(faces, options.exempt) for faces in found]
+        return detected, [outside(faces, options.exempt) for faces in found]
 
     def _detect(self, frame: images.Frame) -> Detections:
         found: list[Detections] = []

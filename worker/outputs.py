@@ -18,8 +18,8 @@ from tasks.errors import (
     CredentialsRefused,
     DestinationTaken,
     DestinationUnavailable,
-    InvalidRequest,
     ObjectNotFound,
+    OptionsUnusable,
     Permanent,
     SettingsInvalid,
     SourceChanged,
@@ -42,6 +42,10 @@ from worker.anonymizer import Anonymized
 from worker.treatments import AS_CONFIGURED
 
 PROBE_CONTENT = b"Written by veil to test the store.\n"
+OLDER_OUTPUT = (
+    "the older output is still published: release the picture, or delete that output and its "
+    "receipt"
+)
 STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile
 # Errors of a store that refuses to delete a receipt: the credentials lack s3:DeleteObject or
 # s3:ListBucket, or the bucket has a retention period (Object Lock).
@@ -128,8 +132,8 @@ class Outputs:
     def options_of(self, source: StoredObject, existing: Existing | None) -> AnonymizeOptions:
         """Return the options for a request without any: those that `existing` was made with.
 
-        A picture that is made again stays hidden where somebody asked for it. Raises InvalidRequest
-        if the receipt, which holds the options, is gone.
+        A picture that is made again stays hidden where somebody asked for it. Raises
+        OptionsUnusable if the receipt, which holds the options, is gone.
         """
         if existing is None:
             return AS_CONFIGURED
@@ -139,7 +143,7 @@ class Outputs:
             return AS_CONFIGURED
         if existing.receipt is None:
             unsigned = " or not signed by a known key" if self.marks.are_keyed else ""
-            raise InvalidRequest(
+            raise OptionsUnusable(
                 f"{output.uri} was made with options, and its receipt is gone{unsigned}: "
                 "send the options again"
             )
@@ -197,7 +201,8 @@ class Outputs:
 
         `confirm` is called before each try. Raises DestinationTaken if the other object is not an
         output of the source, ObjectNotFound or SourceChanged if the source was deleted or replaced.
-        The warning says that older receipts of the output could not be deleted.
+        The warning says that older receipts of the output could not be deleted, or that an older
+        output of a held picture stays.
         """
         route, destination = fetched.routed.route, fetched.routed.destination
         made, present = self._made(fetched, receipt), fetched.replaces
@@ -214,7 +219,8 @@ class Outputs:
             try:
                 self._check_unchanged(fetched.source)
                 if result.content is None:
-                    return None  # An older output stays, and so does its receipt.
+                    # An older output stays, and so does its receipt.
+                    return None if present is None else OLDER_OUTPUT
                 present, is_stored = self._put_output(
                     fetched, receipt, result.content, result.content_type, present, headers
                 )

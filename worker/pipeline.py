@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from tasks.delivery import work
-from tasks.errors import AccessDenied, UnsupportedImage
+from tasks.errors import AccessDenied, OptionsUnusable, UnsupportedImage
 from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route, Routed, Routes
 from tasks.signatures import Key
@@ -119,10 +119,8 @@ class Pipeline(work.Pipeline):
             if existing and (receipt := self._proof(source, existing, recipe, options)):
                 uri = existing.output.uri
                 return skipped_report(source, uri, receipt, options, stopwatch.seconds)
-            if routed.request.options is None and not self._outputs.marks.are_keyed:
-                # Without a key, anybody who can write outputs can also write the receipt from which
-                # these options come.
-                options = self._anonymizer.without_weaker(options)
+            if routed.request.options is None:
+                options = self._usable(options)
                 recipe = options.recipe(self.recipe)
             _refuse_encoding(source)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
@@ -132,13 +130,33 @@ class Pipeline(work.Pipeline):
     def _options(
         self, routed: Routed, source: StoredObject, existing: Existing | None
     ) -> AnonymizeOptions:
-        """Return the options of the request, or else those of the output, or of a held picture."""
+        """Return the options of the request, or else those of the output, or of a held picture.
+
+        A request that only hides more keeps the release of the output.
+        """
         outputs = self._outputs
         options = routed.request.options or outputs.options_of(source, existing)
+        if routed.request.options and existing and existing.receipt and outputs.marks.are_keyed:
+            options = options.with_release_of(existing.receipt.asked, source.etag)
         is_new = existing is None or not outputs.is_of_version(source, existing.output)
         if routed.request.options is None and is_new and self._may_hold:
             options = outputs.held_options(routed, source) or options
         return options.for_version(source.etag)
+
+    def _usable(self, taken_over: AnonymizeOptions) -> AnonymizeOptions:
+        """Return options of a receipt as a request may have them; raise OptionsUnusable.
+
+        Without a key, anybody who can write outputs can also write the receipt, so only what hides
+        more counts.
+        """
+        if not self._outputs.marks.are_keyed:
+            return self._anonymizer.without_weaker(taken_over)
+        if defect := self._anonymizer.treatments.defect(taken_over):
+            raise OptionsUnusable(
+                f"the options of the existing output, or of its hold, have {defect}: "
+                "give options in the request to replace them"
+            )
+        return taken_over
 
     @property
     def _may_hold(self) -> bool:
@@ -147,7 +165,7 @@ class Pipeline(work.Pipeline):
         return (
             anonymizer.hold_without_faces
             or anonymizer.verify == "hold"
-            or treatments.hold(treatments.labels, AS_CONFIGURED)
+            or bool(treatments.to_hold(treatments.labels, AS_CONFIGURED))
         )
 
     def _proof(
@@ -168,9 +186,12 @@ class Pipeline(work.Pipeline):
         return receipt if receipt.is_of(source, existing.output) else None
 
     def _would_hold(self, receipt: Receipt, options: AnonymizeOptions) -> bool:
-        """Return whether this worker would hold a picture that an earlier one published."""
+        """Return whether this worker would hold a picture that an earlier one published.
+
+        A receipt does not tell which objects an exempt area left visible: they may be of any label.
+        """
         treatments, labels = self._anonymizer.treatments, receipt.labels
-        if treatments.hold(labels, options):
+        if treatments.to_hold(treatments.labels if options.exempt else labels, options):
             return True
         faces = [label for label in labels if treatments.sought in (None, label)]
         nothing_hidden = not faces and not options.extra

@@ -65,22 +65,25 @@ class Treatments:
         return replace(known, ignore=known.ignore and not known.hold)
 
     def check(self, options: AnonymizeOptions) -> None:
-        """Raise InvalidRequest for a rule of a label that no model finds, and if nothing is hidden.
+        """Raise InvalidRequest for options with a defect."""
+        if defect := self.defect(options):
+            labels = ", ".join(self.labels)
+            raise InvalidRequest(
+                f"the request has {defect}: choose from {labels}, and leave one to be hidden"
+            )
+
+    def defect(self, options: AnonymizeOptions) -> str | None:
+        """Return the rule of a label that no model finds, or rules that hide nothing, in words.
 
         What a rule of an unknown label should hide or show is unknown. Rules that ignore every
         label would publish the source.
         """
         for label in options.rules:
             if label not in self.labels:
-                raise InvalidRequest(
-                    f"the request has a rule for {label}, which the worker's models do not find: "
-                    f"choose from {', '.join(self.labels)}"
-                )
+                return f"a rule for {label}, which the worker's models do not find"
         if all(self.of(label, options).ignore for label in self.labels):
-            raise InvalidRequest(
-                f"the request's rules ignore every label ({', '.join(self.labels)}): "
-                "leave one to be hidden"
-            )
+            return "rules that ignore every label"
+        return None
 
     def leaves_visible(self, options: AnonymizeOptions) -> bool:
         """Return whether an exempt area or a rule can leave objects visible in a picture.
@@ -111,9 +114,9 @@ class Treatments:
         """The label without which a picture counts as one without faces; None for any label."""
         return FACE if FACE in self.labels else None
 
-    def hold(self, labels: Iterable[str], options: AnonymizeOptions) -> bool:
-        """Return whether an object with one of `labels` keeps a picture from being published."""
-        return any(self.of(str(label), options).hold for label in set(labels))
+    def to_hold(self, labels: Iterable[str], options: AnonymizeOptions) -> list[str]:
+        """Return those of `labels` whose objects keep a picture from being published, sorted."""
+        return sorted(label for label in set(map(str, labels)) if self.of(label, options).hold)
 
     def parts(self, found: Detections, options: AnonymizeOptions) -> list[Part]:
         """Return the sightings of `found` by label, each with its style; faces come first.

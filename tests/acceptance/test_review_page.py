@@ -500,7 +500,7 @@ def test_a_held_picture_shows_its_labels_what_is_published_and_what_a_release_hi
     empty.list(
         "plate.jpg",
         photographs["admiral.jpg"],
-        reason="an object with the rule hold was found",
+        reason="an object with the rule hold was found: plate",
         output=photographs["admiral.jpg"],
         faces=1,
         labels={"FACE": 1, "plate": 1},

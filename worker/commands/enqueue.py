@@ -67,7 +67,7 @@ def enqueue(
 
     If the routes are set, addresses outside of its sources are refused. Exit with 1 if there is no
     object below --prefix or no line in --from (nothing is enqueued then) and, with --wait, if a
-    picture failed or has no result.
+    picture failed, has no result, or is held while an older output stays.
 
     Example: veil enqueue s3://camera-uploads/a/b.jpg --wait
     """

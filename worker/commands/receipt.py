@@ -257,8 +257,8 @@ def import_boxes(
     The file is one that `export` wrote, or in one of its formats, corrected with an annotation
     tool. A new or changed shape becomes an extra area. A face whose box is missing in a picture of
     the file stays clear, unless a new shape is near. Such a picture is only requested with
-    --show-faces. Exit with 1 if a picture isn't requested and, with --wait, if one failed or has no
-    result.
+    --show-faces. Exit with 1 if a picture isn't requested and, with --wait, if one failed, has no
+    result, or is held while an older output stays.
 
     Example: veil receipt import boxes.xml --dry-run
     """

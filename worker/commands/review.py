@@ -137,8 +137,8 @@ def release(
     """Publish pictures in spite of the doubt, if their sources are unchanged.
 
     They stay on the list until they are published. Exit with 1 if a picture is not on the list, or
-    can't be put on the queue, if the list is empty and, with --wait, if one failed or has no
-    result.
+    can't be put on the queue, if the list is empty and, with --wait, if one failed, has no
+    result, or is held while an older output stays.
 
     Example: veil review release s3://camera-uploads/a/b.jpg
     """
@@ -172,8 +172,8 @@ def redo(
     """Anonymize pictures again, with further options on top of the earlier ones.
 
     They stay on the list until no doubt is left. Exit with 1 if a picture is not on the list, or
-    can't be put on the queue, if the list is empty and, with --wait, if one failed or has no
-    result.
+    can't be put on the queue, if the list is empty and, with --wait, if one failed, has no
+    result, or is held while an older output stays.
 
     Example: veil review redo s3://camera-uploads/a/b.jpg --extra 10,20,90,120
     """

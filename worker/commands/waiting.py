@@ -38,11 +38,19 @@ class Endings:
     def __init__(self, counts: Mapping[str, int]) -> None:
         """`counts` has outcomes, and WITHOUT_RESULT for the pictures that have not ended."""
         self.counts = Counter(counts)
+        self.older_outputs = 0  # held pictures of which an older output is still published
+
+    def add(self, outcome: str, result: Any) -> None:
+        """Count a picture that has ended with the `result` of its task."""
+        self.counts[outcome] += 1
+        self.counts[WITHOUT_RESULT] -= 1
+        self.older_outputs += outcome == "held" and "warning" in result
 
     @property
     def are_good(self) -> bool:
-        """True if every picture ended, and none of them as a dead letter."""
-        return not self.counts["dead"] and not self.counts[WITHOUT_RESULT]
+        """True if every picture ended, none as a dead letter, and no older output stayed."""
+        failed = self.counts["dead"] + self.counts[WITHOUT_RESULT]
+        return not failed and not self.older_outputs
 
     def __str__(self) -> str:
         parts = []
@@ -89,8 +97,8 @@ def _print_results(
                 if meta["status"] not in READY_STATES:
                     pending.append(task_id)
                     continue
-                endings.counts[_print_result(pictures[task_id], task_id, meta, as_json)] += 1
-                endings.counts[WITHOUT_RESULT] -= 1
+                outcome = _print_result(pictures[task_id], task_id, meta, as_json)
+                endings.add(outcome, meta["result"])
                 bar.advance()
                 last_result = time.monotonic()
             time.sleep(POLL_SECONDS)

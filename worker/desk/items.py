@@ -6,24 +6,21 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import structlog
 
 from tasks.addresses import ObjectUri
-from tasks.errors import InvalidRequest, QueueUnavailable, VeilError, log_fields
-from tasks.messages import FACE, AnonymizeOptions, AnonymizeRequest, Reason, Rule
+from tasks.errors import QueueUnavailable, VeilError, log_fields
+from tasks.messages import AnonymizeOptions, AnonymizeRequest
 from tasks.records import review, samples
 from tasks.records.ledger import name_of
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import SampledPicture
 from tasks.redis.errors import connected
 from tasks.routes import Routed, Routes
-from worker.masking.regions import MaskStyle
-from worker.treatments import Treatments
 
 log = structlog.get_logger("veil")
 
@@ -37,7 +34,6 @@ MAX_AGE_SECONDS = 30.0  # The desk reads the list more often, also while nobody 
 Value = TypeVar("Value")
 State = Literal["held", "flagged", "low score", "sample"]
 FILTERS: tuple[State, ...] = ("held", "flagged", "low score")
-HELD_BY_A_RULE: Reason = "an object with the rule hold was found"
 
 
 @dataclass(frozen=True)
@@ -113,8 +109,8 @@ def order_of(item: Item) -> tuple[bool, float, int, str]:
     return item.state == "low score", item.time, item.number or 0, item.id
 
 
-def item_of(entry: ReviewEntry, routes: Routes, rules: Mapping[str, Rule]) -> Item:
-    """Return the item of an entry of the review list. `rules` are those of the settings."""
+def item_of(entry: ReviewEntry, routes: Routes) -> Item:
+    """Return the item of an entry of the review list."""
     routed = routed_of(entry.source, entry.destination, routes)
     return Item(
         id=id_of("review", name_of(entry.source, entry.destination)),
@@ -123,7 +119,7 @@ def item_of(entry: ReviewEntry, routes: Routes, rules: Mapping[str, Rule]) -> It
         output=None if routed is None else str(routed.destination),
         destination=entry.destination,
         etag=entry.etag,
-        reason=reason_of(entry, rules),
+        reason=entry.reason,
         time=entry.time,
         boxes_xyxy=entry.boxes_xyxy,
         left_xyxy=entry.left_xyxy,
@@ -132,23 +128,6 @@ def item_of(entry: ReviewEntry, routes: Routes, rules: Mapping[str, Rule]) -> It
         labels=entry.labels,
         box_labels=entry.box_labels,
     )
-
-
-def reason_of(entry: ReviewEntry, rules: Mapping[str, Rule]) -> str:
-    """Return the reason of an entry. That of a rule has the labels of the objects it is for.
-
-    They are not known if a worker of a newer version recorded options that this one does not know.
-    """
-    if entry.reason != HELD_BY_A_RULE:
-        return entry.reason
-    treatments = Treatments(MaskStyle(), rules=rules)
-    try:
-        options = AnonymizeOptions.of(entry.options)
-    except InvalidRequest:
-        return entry.reason
-    labels = [label for label in entry.labels or {} if treatments.of(label, options).hold]
-    names = [FACE.lower() if label == FACE else label for label in labels]
-    return f"{entry.reason}: {', '.join(names)}" if names else entry.reason
 
 
 def item_of_sample(name: str, number: int, picture: SampledPicture, created: float = 0.0) -> Item:
@@ -194,12 +173,9 @@ class Items:
     one, and another thread reads. What a decision is about is always read anew, see `present`.
     """
 
-    def __init__(
-        self, redis: Any, routes: Routes, rules: Mapping[str, Rule] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, redis: Any, routes: Routes) -> None:
         self._redis = redis
         self._routes = routes
-        self._rules = rules
         self._reading = threading.Lock()
         self._read_at = float("-inf")
         self._review: dict[str, Item] = {}
@@ -265,7 +241,7 @@ class Items:
         entry = self._entry(item)
         if entry is None:
             return None
-        found = item_of(entry, self._routes, self._rules)
+        found = item_of(entry, self._routes)
         return merged([found], self._low_of(found))[0]
 
     def entry(self, item: Item) -> ReviewEntry | None:
@@ -372,7 +348,7 @@ class Items:
         with self._reading:
             with connected():
                 entries = list(REVIEW_LIST.entries(self._redis))
-            found = [item_of(entry, self._routes, self._rules) for entry in entries]
+            found = [item_of(entry, self._routes) for entry in entries]
             items = sorted(found, key=order_of)
             self._review = {item.id: item for item in items if not self._is_decided(item)}
             self._read_at = time.monotonic()

@@ -17,7 +17,6 @@ from tasks.errors import QueueUnavailable, SettingsInvalid, VeilError, log_field
 from tasks.records import review
 from tasks.redis.errors import connected
 from tasks.storage.s3 import ObjectStore
-from worker import searches
 from worker.bootstrap import build_viewer
 from worker.desk import low_scores, server
 from worker.desk.access import Access
@@ -107,7 +106,7 @@ def _parts(
     redis = celery.backend.client
     store = ObjectStore.connect(settings, connections=THREADS)
     routes = settings.parsed_routes()
-    items = Items(redis, routes, searches.rules_of_treatment(settings))
+    items = Items(redis, routes)
     password = settings.review_password.get_secret_value() if settings.review_password else ""
     needs_token = not password and settings.review_user_header is None
     reviewers = options.reviewers or (["reviewer"] if needs_token else [])

@@ -192,7 +192,7 @@ def test_what_must_be_held_is_held_until_it_is_released(
     report = fleet.report(source)
 
     assert (report["status"], report["labels"]["document"]) == ("held", 1)
-    assert report["reason"] == "an object with the rule hold was found"
+    assert report["reason"] == "an object with the rule hold was found: document"
     assert clean.head(place + "a.jpg") is None
     (entry,) = REVIEW_LIST.of_sources(fleet.client, [source]).values()
     assert sorted(entry.box_labels) == ["FACE", "document", "plate"]
@@ -271,7 +271,8 @@ def test_files_and_python_speak_of_labels(colours, scene, tmp_path, veil):
     result = anonymizer.anonymize(tmp_path / "a.jpg")
     assert result.detections.labels.tolist() == ["plate"]
     held = anonymizer.anonymize(tmp_path / "a.jpg", {"rules": {"plate": {"hold": True}}})
-    assert (held.content, held.reason) == (None, "an object with the rule hold was found")
+    reason = "an object with the rule hold was found: plate"
+    assert (held.content, held.reason) == (None, reason)
 
 
 def test_faces_that_stay_visible_are_logged_once_whatever_the_routes(colours, tmp_path):

@@ -800,7 +800,7 @@ def test_a_sampled_output_that_is_made_again_hides_the_areas_of_a_redo_that_wait
 def test_an_entry_that_was_recorded_since_the_picture_was_shown_is_not_dropped(listed, queue):
     """A worker may hold the same version again meanwhile, for a reason that nobody has seen."""
     shown = listed("twice.jpg", "held")
-    item = items.item_of(shown, Routes.parse(ROUTE), {})
+    item = items.item_of(shown, Routes.parse(ROUTE))
     reason = "an object with the rule hold was found"
     REVIEW_LIST.record(queue.client, replace(shown, time=shown.time + 1, reason=reason))
     items.drop_entry(queue.client, item)
@@ -897,7 +897,7 @@ def test_a_held_picture_says_if_an_earlier_output_is_published_and_which_labels_
     listed(
         "plate.jpg",
         "held",
-        reason="an object with the rule hold was found",
+        reason="an object with the rule hold was found: plate",
         labels={"FACE": 2, "plate": 1},
         box_labels=["plate", "FACE"],
         boxes_xyxy=[[1, 1, 30, 20], [40, 1, 60, 30]],

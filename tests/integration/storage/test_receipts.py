@@ -2,6 +2,7 @@
 
 import hashlib
 
+from tasks.records import dead_letters
 from tasks.storage import receipts
 from tasks.storage.receipts import Receipt, ReceiptName
 
@@ -74,8 +75,10 @@ def test_what_was_asked_to_be_hidden_stays_hidden_when_nobody_says_otherwise(
     (name,) = clean.keys(receipts.FOLDER + f"{place}a.jpg.{made.recipe}.")
     clean.client.delete_object(Bucket=clean.name, Key=name)
     state, error = queue.outcome(queue.send(uri))
-    assert (state, type(error).__name__) == ("FAILURE", "InvalidRequest")
+    assert (state, type(error).__name__) == ("FAILURE", "OptionsUnusable")
     assert "its receipt is gone" in str(error)
+    # The letter is that of the output, so that `veil reconcile` finds it.
+    assert dead_letters.LETTERS.find(queue.client, [uri])[uri].error == "OptionsUnusable"
 
 
 def test_keys_too_long_for_a_receipt_beside_them_have_one_by_digest(

@@ -11,7 +11,7 @@ from tasks.bulk.backfill import Selection, new_run, rehearse
 from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.bulk.verify import Audit
-from tasks.errors import DestinationTaken, ImageTooLarge, InvalidRequest
+from tasks.errors import DestinationTaken, ImageTooLarge, OptionsUnusable
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
@@ -175,12 +175,27 @@ def test_with_a_key_no_option_is_taken_from_a_receipt_that_it_did_not_sign(site,
     site.run(sign=KEY)
     site.forge(options, sign=signer, signature=None)
     before = site.clean.get(site.place + "a.png")
-    with pytest.raises(InvalidRequest, match="send the options again"):
+    with pytest.raises(OptionsUnusable, match="send the options again"):
         site.run(sign=KEY)
     assert site.clean.get(site.place + "a.png") == before
     assert site.run(sign=KEY, options={}).status == "anonymized"
     assert site.is_hidden()
     assert site.verified(KEY) == {"a.png": ("ok",)}
+
+
+@pytest.mark.parametrize(("key", "status"), [(KEY, "anonymized"), (None, "held")])
+def test_a_request_that_only_hides_more_keeps_the_release_of_a_signed_receipt(site, key, status):
+    etag = site.source()
+    holding = {"sign": key, "boxes": (), "hold": True}
+    assert site.run(**holding, options={"release": etag}).status == "anonymized"
+    rules = {"FACE": {"hold": True}}
+    face = {"sign": key, "options": {"extra": [[1, 1, 9, 9]], "rules": rules}}
+    held = site.run(**face)
+    assert (held.status, "still published" in held.warning) == ("held", True)
+    assert site.run(sign=key, options={"rules": rules, "release": etag}).status == "anonymized"
+    assert site.run(**face).status == status
+    # A request without further areas is a new one: so a release is taken back.
+    assert site.run(sign=key, options={"rules": rules}).status == "held"
 
 
 def test_with_a_key_a_changed_receipt_or_another_pictures_gives_no_options(site):
@@ -193,12 +208,12 @@ def test_with_a_key_a_changed_receipt_or_another_pictures_gives_no_options(site)
         moved["options"],
         **{name: moved[name] for name in ("output_mark", "source_mark", "signature")},
     )
-    with pytest.raises(InvalidRequest, match="not signed by a known key"):
+    with pytest.raises(OptionsUnusable, match="not signed by a known key"):
         site.run(sign=KEY)
     site.output(b"anything", **{receipts.RECIPE: moved["recipe"]})
     made = receipts.parse(site.receipt_at()[0].removeprefix(site.place + receipts.FOLDER))
     site.write(moved, f"{site.place}{receipts.FOLDER}a.png.{moved['recipe']}.{made.etag}.json")
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(OptionsUnusable):
         site.run(sign=KEY)
 
 

@@ -202,6 +202,23 @@ def test_a_correction_keeps_what_was_asked_before():
     )
 
 
+def test_a_correction_that_only_hides_more_keeps_the_release_of_the_version():
+    asked = AnonymizeOptions.parse(extra=[[0, 0, 9, 9]], exempt=[[1, 1, 9, 9]], release="abc")
+    more = AnonymizeOptions.parse(extra=[[20, 0, 29, 9]])
+    assert asked.with_more(more, "abc").release == "abc"
+    assert asked.with_more(more, "def").release is None
+    assert asked.with_more(more, None).release is None
+    assert asked.with_more(AnonymizeOptions(), "abc").release is None
+    for other in (
+        {"exempt": [[5, 5, 9, 9]]},
+        {"method": "blur"},
+        {"region": 0.5},
+        {"rules": {"plate": {"ignore": True}}},
+    ):
+        weaker = AnonymizeOptions.parse(extra=[[20, 0, 29, 9]], **other)
+        assert asked.with_more(weaker, "abc").release is None
+
+
 def test_a_correction_replaces_the_values_of_a_rule_that_it_has():
     asked = AnonymizeOptions.parse(rules={"FACE": {"region": 1.0, "margin": 0.1}})
     more = AnonymizeOptions.parse(rules={"FACE": {"margin": 0.3}})

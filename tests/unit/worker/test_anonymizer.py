@@ -18,7 +18,7 @@ from tasks.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from tasks.messages import AnonymizeOptions, Rule
+from tasks.messages import NO_FACE_HIDDEN, AnonymizeOptions, Rule
 from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
@@ -341,6 +341,9 @@ class FindsBoth(Finds):
         self._found = replace(self._found, labelled=np.array(["FACE", "plate"]))
 
 
+HELD_BY_PLATE = "an object with the rule hold was found: plate"
+
+
 def labelled(options=None, rules=None, **named):
     made = anonymizer(FindsBoth(), labels=("FACE", "plate"), rules=rules, **named)
     result = made.anonymize(content(), Stopwatch(), options or AnonymizeOptions())
@@ -366,19 +369,41 @@ def test_ignored_and_small_objects_stay_visible():
 def test_a_picture_with_an_object_to_hold_is_held_unless_it_was_released():
     rules = {"plate": Rule(hold=True)}
     result, _ = labelled(rules=rules)
-    assert (result.content, result.reason) == (None, "an object with the rule hold was found")
+    assert (result.content, result.reason) == (None, HELD_BY_PLATE)
     assert result.detections.labels.tolist() == ["FACE", "plate"]
     for options in (
         AnonymizeOptions(release="e"),
         AnonymizeOptions.parse(rules={"plate": {"hold": False}}),
-        AnonymizeOptions(exempt=((69, 9, 91, 25),)),
     ):
         assert labelled(options, rules)[0].content is not None
 
 
+def test_an_object_to_hold_holds_its_picture_also_in_an_exempt_area():
+    rules, everything = {"plate": Rule(hold=True)}, ((0, 0, 5000, 5000),)
+    held, _ = labelled(AnonymizeOptions(exempt=everything), rules)
+    assert (held.content, held.reason) == (None, HELD_BY_PLATE)
+    for allowed in ({"release": "e"}, {"rules": {"plate": {"hold": False}}}):
+        options = AnonymizeOptions.parse(exempt=everything, **allowed)
+        assert labelled(options, rules)[0].content is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        AnonymizeOptions(exempt=((0, 0, 5000, 5000),)),
+        AnonymizeOptions.parse(rules={"FACE": {"ignore": True}}),
+        AnonymizeOptions.parse(rules={"FACE": {"smallest": 1000}}),
+    ],
+)
+def test_a_picture_is_not_said_to_have_no_face_if_those_found_stay_visible(options):
+    held, _ = labelled(options, hold_without_faces=True)
+    assert held.content is None
+    assert held.reason.startswith("no face was hidden: ")
+
+
 def test_a_picture_without_faces_is_held_though_it_has_plates():
     result, _ = labelled(rules={"FACE": Rule(ignore=True)}, hold_without_faces=True)
-    assert result.reason == "no face found"
+    assert result.reason == NO_FACE_HIDDEN
     plates_alone = anonymizer(FindsBoth(), labels=("plate",), hold_without_faces=True)
     assert plates_alone.anonymize(content(), Stopwatch()).content is not None
 
@@ -439,7 +464,7 @@ def test_an_object_to_hold_that_only_the_residual_check_finds_holds_its_picture(
         return made.anonymize(content(), Stopwatch(), options)
 
     held = checked(AnonymizeOptions(), hold=True)
-    assert (held.content, held.reason) == (None, "an object with the rule hold was found")
+    assert (held.content, held.reason) == (None, HELD_BY_PLATE)
     assert checked(AnonymizeOptions()).content is not None
     assert checked(AnonymizeOptions(release="e"), hold=True).content is not None
 

@@ -24,7 +24,7 @@ SOURCE, OUTPUT = ObjectUri("raw", "a.jpg"), ObjectUri("clean", "a.jpg")
 RECIPE = "5a38d4c65c2c5ab0"
 SECONDS = {"detect": 0.5}
 STILL = "faces still found in the output"
-HELD = "an object with the rule hold was found"
+HELD = "an object with the rule hold was found: plate"
 NONE = Detections.none()
 
 

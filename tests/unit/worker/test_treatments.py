@@ -73,9 +73,9 @@ def test_small_and_ignored_objects_are_not_wanted():
 
 def test_a_request_that_ignores_every_label_is_refused():
     ignoring = {label: {"ignore": True} for label in LABELS}
-    with pytest.raises(InvalidRequest, match=r"every label \(FACE, plate, document\)"):
+    with pytest.raises(InvalidRequest, match=r"every label: choose from FACE, plate, document"):
         treatments().check(options(rules=ignoring))
-    with pytest.raises(InvalidRequest, match=r"every label \(plate\)"):
+    with pytest.raises(InvalidRequest, match=r"every label: choose from plate,"):
         Treatments(STYLE, ("plate",)).check(options(rules={"plate": {"ignore": True}}))
     treatments().check(options(rules={**ignoring, "plate": {"margin": 0.1}}))
     # What a rule holds is not ignored.
@@ -108,19 +108,19 @@ def test_the_side_of_an_object_at_the_edge_counts_as_if_it_was_whole():
 
 def test_objects_to_hold_hold_their_picture():
     ruled = treatments(plate={"hold": True})
-    assert ruled.hold(some().labels, options())
-    assert not ruled.hold([FACE], options())
-    assert not ruled.hold(["plate"], options(rules={"plate": {"hold": False}}))
+    assert ruled.to_hold(some().labels, options())
+    assert not ruled.to_hold([FACE], options())
+    assert not ruled.to_hold(["plate"], options(rules={"plate": {"hold": False}}))
 
 
 def test_a_request_to_ignore_does_not_publish_what_the_settings_hold():
     ruled = treatments(plate={"hold": True})
     asked = options(rules={"plate": {"ignore": True}})
     assert len(ruled.wanted(some(), asked)) == len(some())
-    assert ruled.hold(some().labels, asked)
+    assert ruled.to_hold(some().labels, asked)
     released = options(rules={"plate": {"ignore": True, "hold": False}})
     assert ruled.wanted(some(), released).labels.tolist() == [FACE]
-    assert not ruled.hold(some().labels, released)
+    assert not ruled.to_hold(some().labels, released)
 
 
 def test_a_rule_does_not_hold_and_ignore():

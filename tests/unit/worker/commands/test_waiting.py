@@ -38,6 +38,14 @@ def test_with_json_the_report_is_one_object(capsys):
     assert printed.err == ""
 
 
+@pytest.mark.parametrize(("fields", "are_good"), [({}, True), (WARNED, False)])
+def test_a_held_picture_with_an_older_output_is_not_a_good_ending(fields, are_good):
+    endings = Endings({WITHOUT_RESULT: 1})
+    endings.add("held", {**REVIEWED, **fields})
+    assert endings.are_good is are_good
+    assert str(endings) == "1 held (veil review list)"
+
+
 @pytest.mark.parametrize(
     ("counts", "expected", "are_good"),
     [

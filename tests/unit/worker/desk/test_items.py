@@ -2,9 +2,7 @@
 
 import pytest
 
-from tasks.messages import Rule
-from tasks.records.review import ReviewEntry
-from worker.desk.items import HELD_BY_A_RULE, Item, after, merged, reason_of
+from worker.desk.items import Item, after, merged
 
 
 def item(name, time=0.0, state="held", number=None, output=None, reason=""):
@@ -67,14 +65,3 @@ def test_a_flagged_picture_with_a_low_score_is_one_picture_with_both_reasons():
     assert found[1].reason == "faces left; lowest score 0.20"
     assert found[1].version == flagged.version
     assert found[0] == held
-
-
-@pytest.mark.parametrize(("options", "labels"), [({}, ": plate"), ({"of a newer version": 1}, "")])
-def test_an_entry_with_options_of_a_newer_version_is_shown(options, labels):
-    """One such entry must not take the whole list off the desk."""
-    entry = ReviewEntry(
-        *("s3://raw/a", "e", "r", "held", HELD_BY_A_RULE, 0.0),
-        options=options,
-        labels={"plate": 1},
-    )
-    assert reason_of(entry, {"plate": Rule(hold=True)}) == HELD_BY_A_RULE + labels
