@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.bulk.annotations import LABELS
-from tasks.messages import FACE
 from tasks.records import samples
 from tasks.redis.errors import connected
 from worker.commands.command import CommandApp
@@ -140,15 +138,9 @@ def _known(redis: Any, name: str) -> tuple["Sample", "Mapping[int, Mark]"] | Non
 
 def _marks_of(settings: WorkerSettings, drawn: "Sample", path: Path) -> "Marked":
     """Return the marks in a file, and print what is odd in it."""
-    from worker.detection import plates
     from worker.sampling import marked
 
-    # A label that is not known to be another one is that of a face. So are those of a model that
-    # calls faces by another name.
-    hidden = {label for picture in drawn.pictures for label in picture.other_labels}
-    calls_faces_so = any(picture.boxes_xyxy for picture in drawn.pictures)
-    others = {plates.LABEL, *settings.rules, *hidden} - {FACE, *LABELS}
-    found = marked.read(path, drawn, others if calls_faces_so else {plates.LABEL})
+    found = marked.read(path, drawn, marked.no_face_labels(drawn, settings.rules))
     if found.others:
         count = counted(found.others, "picture")
         print_note(f"{count} of {path} not in the sample, left out")

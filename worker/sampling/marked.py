@@ -1,7 +1,7 @@
 """Marks of a sample that reviewers made with an annotation tool."""
 
 from collections import Counter, defaultdict
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from tasks.bulk import annotations
 from tasks.bulk.annotations import AnnotatedPicture, Shape
 from tasks.bulk.boxes import has_same
 from tasks.errors import DatasetInvalid
+from tasks.messages import FACE
 from tasks.records.samples import Mark, Sample, SampledPicture
+from worker.detection import plates
 
 HIDDEN = (annotations.FACE, annotations.EXTRA)  # labels of areas that the output hides
 
@@ -28,6 +30,18 @@ class Marked:
     others_exposed: int = 0
     clipped: int = 0
     no_faces: Counter[str] = field(default_factory=Counter)
+
+
+def no_face_labels(sample: Sample, rules: Iterable[str]) -> set[str]:
+    """Return the labels of marks that are no faces. `rules` are labels that the settings name.
+
+    Any other label is that of a face. Without a hidden face in the sample, all but that of plates
+    are, because a model may have another name for faces.
+    """
+    if not any(picture.boxes_xyxy for picture in sample.pictures):
+        return {plates.LABEL}
+    hidden = {label for picture in sample.pictures for label in picture.other_labels}
+    return {plates.LABEL, *rules, *hidden} - {FACE, *annotations.LABELS}
 
 
 def read(path: Path, sample: Sample, others: Set[str]) -> Marked:

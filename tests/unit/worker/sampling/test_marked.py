@@ -1,6 +1,7 @@
 """Marks from annotation tools: which shapes are exposed faces."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,14 @@ PICTURE = SampledPicture(
 )
 OTHERS = {"plate"}
 SAMPLE = Sample("0a1b2c3d", ["s3://clean"], 1, 1, 1.8e9, [PICTURE])
+
+
+def test_labels_that_may_be_those_of_faces_are_no_others():
+    heads = replace(PICTURE, boxes_xyxy=[], other_labels=["head"])
+    both = replace(SAMPLE, pictures=[PICTURE, heads])
+
+    assert marked.no_face_labels(both, ["screen", "FACE"]) == {"plate", "head", "screen"}
+    assert marked.no_face_labels(replace(SAMPLE, pictures=[heads]), ["screen"]) == {"plate"}
 
 
 @pytest.mark.parametrize(
