@@ -308,9 +308,28 @@ class Audit:
         receipt, flaw = found.receipt, found.flaw
         if receipt is None:
             return self._verdict(subject, subject.receipt, ["bad receipt"])
-        state: State = "held" if receipt.status == "held" else "output gone"
-        verdict = self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
-        return replace(verdict, created=receipt.created)
+        states: list[State] = [flaw] if flaw else []
+        states.append("held" if receipt.status == "held" else "output gone")
+        if found.accepted is not None and receipt.status == "held":
+            states += self._held_source_states(subject, receipt)
+        return replace(self._verdict(subject, subject.receipt, states), created=receipt.created)
+
+    def _held_source_states(self, subject: Subject, receipt: Receipt) -> list[State]:
+        """Return the state of the source of a held picture, empty if the source is there.
+
+        Only a keyed receipt is marked with its source. Otherwise the name of the output tells it.
+        """
+        places = subject.places
+        sources = places.possible_sources(self._store, subject.key)
+        if receipt.source_mark is not None:
+            marked = places.source_of(
+                self._store, subject.key, {receipts.SOURCE: receipt.source_mark}
+            )
+            sources = [marked] if marked else []
+        if not sources:
+            return ["source unknown"]
+        is_there = any(self._store.head(source) is not None for source in sources)
+        return [] if is_there else ["source gone"]
 
     def _is_original(self, subject: Subject, output: StoredObject) -> bool:
         """Return whether `output` has the content of a source that it may have by its name."""
@@ -455,11 +474,11 @@ class Audit:
 def _once_held(verdicts: Iterable[Verdict | None]) -> Iterator[Verdict]:
     """Yield `verdicts`, of those of one held picture in a row only the one on the last receipt.
 
-    A receipt with a flaw has a verdict of its own.
+    A receipt in another state has a verdict of its own.
     """
     by_picture = groupby(filter(None, verdicts), lambda verdict: (verdict.output, verdict.states))
     for (_, states), of_picture in by_picture:
-        if states == ("held",):
+        if "held" in states:
             yield max(of_picture, key=lambda verdict: verdict.created)
         else:
             yield from of_picture

@@ -480,6 +480,24 @@ def test_a_picture_that_several_recipes_held_is_told_once_by_its_last_receipt(
         *verdicts, last = [json.loads(line) for line in done.stdout.splitlines()]
         assert [verdict["receipt"].split(".")[-3] for verdict in verdicts] == ["1" * 16] * 2
         assert last["summary"]["states"] == {"held": 2}
+    archive.store.delete(archive.places.source.join("a.jpg"))
+    states, summary = told(verify("--json"))
+    assert states == {"a.jpg": ["held", "source gone"], "b.jpg": ["held"]}
+    assert summary["checked"] == 2
+
+
+def test_a_held_picture_is_told_once_also_without_its_key(make, verify, raw, place):
+    keys = {"VEIL_RECEIPT_KEY": "n" * 32}
+    for key in ("a.jpg", "gone.jpg"):
+        for seed in range(2):
+            make(key, picture(seed), boxes=(), hold=True, sign=Key.parse("n" * 32))
+    raw.client.delete_object(Bucket=raw.name, Key=place + "gone.jpg")
+    states, summary = told(verify("--json", **keys))
+    assert states == {"a.jpg": ["held"], "gone.jpg": ["held", "source gone"]}
+    assert summary["checked"] == 2
+    states, summary = told(verify("--json", VEIL_RECEIPT_KEY="o" * 32))
+    assert states == {key: ["unknown key", "held"] for key in ("a.jpg", "gone.jpg")}
+    assert summary["checked"] == 2
 
 
 def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, place):
