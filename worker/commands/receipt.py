@@ -340,6 +340,9 @@ def _left_out(exported: "Export") -> Iterator[str]:
         yield f"{exported.without_output:,} without an output left out"
     if exported.without_receipt:
         yield f"{exported.without_receipt:,} without a receipt left out"
+    if exported.of_unknown_key:
+        count = f"{exported.of_unknown_key:,} signed by an unknown key left out"
+        yield f"{count} (add the key to VEIL_RECEIPT_KEY)"
 
 
 def _print_correction(found: "Correction", as_json: bool) -> None:
