@@ -48,6 +48,7 @@ State = Literal[
     "source kept: needs a review",
     "source kept: later receipt",
     "objects visible",
+    "other recipe",
     "original",
     "no receipt",
     "output gone",
@@ -65,7 +66,7 @@ State = Literal[
     "source changed",
 ]
 GOOD: tuple[State, ...] = (
-    "ok", "held", "superseded", "unplaced", "objects visible",
+    "ok", "held", "superseded", "unplaced", "objects visible", "other recipe",
     "source gone", "source unknown", "source deleted", "source due",
     "source kept: too young", "source kept: needs a review", "source kept: later receipt",
 )  # fmt: skip
@@ -96,12 +97,14 @@ class Disposal:
     """Deletes sources whose outputs match their receipts and, by `compare`, the source.
 
     Sources younger than `older_than` stay. With `is_rehearsal` it deletes nothing, and only reports
-    the sources that it would delete.
+    the sources that it would delete. `recipe` is that of the settings of `compare`, None if any
+    will do.
     """
 
     older_than: timedelta
     is_rehearsal: bool
     compare: Compare
+    recipe: str | None = None
 
     def check(self, store: ObjectStore, sources: PrefixUri) -> None:
         """Raise StorageRejected if the store would also delete a source that was just replaced."""
@@ -146,8 +149,10 @@ class Verdict:
     ``source unknown`` is an output that is not at the default address of its route, or whose hashed
     name no source has. ``unplaced`` is a receipt by a version that did not sign the address of the
     output. ``objects visible`` is an output in which a rule or an exempt area can leave faces or
-    other objects visible. `exposed` has the faces of the state ``face exposed``, and `exempt` the
-    areas that were to stay clear. `created` is the time of the receipt of a held picture.
+    other objects visible. ``other recipe`` is an output, whose source may be deleted, of another
+    recipe than that of the settings. `exposed` has the faces of the state ``face exposed``, and
+    `exempt` the areas that were to stay clear. `created` is the time of the receipt of a held
+    picture.
     """
 
     output: ObjectUri
@@ -284,6 +289,8 @@ class Audit:
         states: list[State] = [flaw] if flaw and not notes else []
         if self._leaves_visible(receipt.asked):
             notes.append("objects visible")
+        if self._disposal and not receipts.is_of_recipe(receipt.recipe, self._disposal.recipe):
+            notes.append("other recipe")
         content_problems, exposed = self._content_problems(subject, opened, receipt)
         if "output differs" in content_problems and self._is_original(subject, opened.stored):
             return self._verdict(subject, name, ["original"])
@@ -293,9 +300,8 @@ class Audit:
         else:
             states += content_problems
             states += self._version_problems(subject, opened.stored, receipt)
-            is_good = not states
+            states += self._source_states(subject, opened.stored, receipt, not states)
             states += notes
-            states += self._source_states(subject, opened.stored, receipt, is_good)
         verdict = self._verdict(subject, name, states)
         return replace(verdict, exposed=tuple(exposed), exempt=receipt.asked.exempt)
 
