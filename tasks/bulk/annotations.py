@@ -31,6 +31,7 @@ ARE_MARKS = "are_marks"  # the fact of a line that only has the exposed faces of
 LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3; those of models follow
 # Control characters that XML 1.0 can't have, not even escaped.
 XML_REPLACED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code not in (9, 10, 13)}
+NOISE = 0.05  # pixels by which a tool's decimals may differ from the whole number that was meant
 
 Area = tuple[int, ...]
 """A box, x1 y1 x2 y2, or a polygon, x1 y1 x2 y2 x3 y3 …, in whole pixels."""
@@ -226,12 +227,12 @@ def read(path: Path) -> list[AnnotatedPicture]:
 
 
 @contextmanager
-def _reading(name: object) -> Iterator[None]:
-    """Make an error in the block name the picture `name`."""
+def _reading(name: object, place: str = "") -> Iterator[None]:
+    """Make an error in the block name the picture `name`, and its `place` in the file."""
     try:
         yield
     except DAMAGED as error:
-        raise _DamagedPicture(f"{name!r:.200}: {cause(error):.200}") from None
+        raise _DamagedPicture(f"{place}{name!r:.200}: {cause(error):.200}") from None
 
 
 def _fault(pictures: Sequence[AnnotatedPicture]) -> str | None:
@@ -263,18 +264,24 @@ def _read_json(content: str) -> Iterator[AnnotatedPicture]:
         raise ValueError("COCO without images names no pictures")
     for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
-            fields = json.loads(line)
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError:
+                fields = None
             if not isinstance(fields, dict):
                 raise ValueError(f"line {number} is no JSON object")
-            yield _read_line(fields)
+            yield _read_line(fields, f"line {number}, ")
 
 
-def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
-    """Return the picture of a line; one of marks has an ``output`` and ``exposed`` boxes."""
+def _read_line(fields: dict[str, Any], place: str) -> AnnotatedPicture:
+    """Return the picture of a line; one of marks has an ``output`` and ``exposed`` boxes.
+
+    `place` says in errors which line it is.
+    """
     facts = _facts_in(fields)
     are_marks = "exposed" in fields
     name = str(fields["output"] if are_marks and "output" in fields else fields["name"])
-    with _reading(name):
+    with _reading(name, place):
         if are_marks:
             facts[ARE_MARKS] = True
             shapes = [Shape(_whole(area), EXPOSED) for area in fields["exposed"]]
@@ -386,7 +393,10 @@ def _turned(box_xyxy: Sequence[float], degrees: float) -> list[float]:
 
 
 def _whole(numbers: Sequence[float]) -> Area:
-    """Return an area in whole pixels that a request may have. Raises ValueError if it has none."""
+    """Return an area in whole pixels that a request may have. Raises ValueError if it has none.
+
+    A box is rounded outwards, so that it hides all that it marks.
+    """
     if any(isinstance(number, str) for number in numbers):
         raise ValueError("a coordinate is a text")
     if not all(map(math.isfinite, numbers)):
@@ -394,7 +404,11 @@ def _whole(numbers: Sequence[float]) -> Area:
     named = ", ".join(f"{number:g}" for number in numbers[:4])
     if misread.are_fractions(numbers):
         raise ValueError(f"the area {named} looks like fractions of the picture: give pixels")
-    area = tuple(max(0, round(number)) for number in numbers)
+    rounded = [round(number) for number in numbers]
+    if len(numbers) == 4:
+        rounded[:2] = [math.floor(number + NOISE) for number in numbers[:2]]
+        rounded[2:] = [math.ceil(number - NOISE) for number in numbers[2:]]
+    area = tuple(max(0, number) for number in rounded)
     try:
         return AnonymizeOptions.parse(extra=[area]).extra[0]
     except InvalidRequest as error:

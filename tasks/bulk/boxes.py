@@ -32,18 +32,21 @@ REREAD_SHARE = 0.5
 TRIED = 3, 100  # of the removed boxes, and of the new ones, to find a common scale
 # A face stays clear if half of it lies in an exempt area. Another recipe may find other edges.
 EXEMPTED_SHARE = 0.25
+UNTOLD = "no receipt tells what was hidden"
+UNKNOWN_KEY = "signed by an unknown key: add the key {} to VEIL_RECEIPT_KEY"
 REMADE = "the boxes are not those of the present output"
 
 
 class Export:
     """The boxes of outputs, each by the receipt of the output that is published.
 
-    `without_output` and `without_receipt` count the pictures that were left out so far.
+    `without_output`, `without_receipt` and `of_unknown_key` count the pictures left out so far.
     """
 
     def __init__(self, store: ObjectStore, routes: Routes, keys: Sequence[Key]) -> None:
         self.without_output = 0
         self.without_receipt = 0
+        self.of_unknown_key = 0
         self._store = store
         self._routes = routes
         self._keys = keys
@@ -89,7 +92,10 @@ class Export:
             return None
         receipt = _published_receipt(self._store, places, key, output)
         if receipt is None:
-            self.without_receipt += 1
+            if places.marks.missing_key_of(output.metadata):
+                self.of_unknown_key += 1
+            else:
+                self.without_receipt += 1
             return None
         return annotated(str(destination), receipt)
 
@@ -166,7 +172,10 @@ class Corrections:
         except VeilError as error:
             return Correction(picture.name, problem=str(error))
         if receipt is None or source is None:
-            return Correction(picture.name, problem="no receipt tells what was hidden")
+            missing = places.marks.missing_key_of(output.metadata)
+            return Correction(
+                picture.name, problem=UNKNOWN_KEY.format(missing) if missing else UNTOLD
+            )
         wanted = Wanted(source, places.asked_destination(key))
         return self._correction(picture, receipt, wanted)
 

@@ -10,7 +10,7 @@ look unfinished. `compare` therefore only suspects that a picture is not done,
 and `settle` finds out. A picture that `compare` reports as current is current.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
@@ -210,12 +210,15 @@ def _settle_foreign(
     No worker replaces such an object.
     """
     if missing := places.marks.missing_key_of(output.metadata):
-        reason = f"add the key {missing} to VEIL_RECEIPT_KEY"
-        return Settled(key, "unknown key", source, output, reason)
+        return Settled(key, "unknown key", source, output, _advice_on_key(missing))
     is_copy = receipts.looks_like_copy(source, output)
     what = "the original" if is_copy else "an object that is not its output"
     reason = f"{what} is in its output's place: remove it, or choose another destination"
     return Settled(key, "taken", source, output, reason)
+
+
+def _advice_on_key(missing: str) -> str:
+    return f"add the key {missing} to VEIL_RECEIPT_KEY"
 
 
 def _settle_own(
@@ -233,12 +236,19 @@ def _settle_own(
     """
     key = compared.key
     hold = None
+    listed: list[tuple[ObjectUri, ReceiptName]] = []
     if output is None or len(compared.receipts) != 1:
-        hold = _hold(store, places, recipe, key, source)
+        listed = list(list_receipts(store, places, key))
+        hold = _hold(store, places, recipe, key, source, listed)
     if hold is not None and not receipts.is_of_recipe(hold[0].recipe, recipe):
         if output is None:
             return Settled(key, "stale", source, None, HELD_BEFORE, hold[0])
         hold = None  # The output is stale in any case.
+    if output is None and hold is None:
+        # Nobody can tell which version a receipt of an unknown key held.
+        held = (name.etag for _, name in listed if name.size == 0)
+        if missing := places.marks.missing_key(*held):
+            return Settled(key, "unknown key", source, None, _advice_on_key(missing))
     if output is None:
         settled = Settled(key, "missing", source, None)
     elif _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
@@ -285,7 +295,16 @@ def read_receipts(
 
     There is more than one if a worker died between writing a new one and deleting the old one.
     """
-    for uri, name in list_receipts(store, places, key):
+    return _read_all(store, places, key, list_receipts(store, places, key))
+
+
+def _read_all(
+    store: ObjectStore,
+    places: Places,
+    key: str,
+    listed: Iterable[tuple[ObjectUri, ReceiptName]],
+) -> Iterator[tuple[ReceiptName, Receipt]]:
+    for uri, name in listed:
         found = receipts.read(store, uri, places.destination(key), places.marks.keys)
         if found and found.accepted:
             yield name, found.accepted
@@ -336,16 +355,22 @@ def refusal(store: ObjectStore, uri: ObjectUri, route: Route | None = None) -> s
 
 
 def _hold(
-    store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject
+    store: ObjectStore,
+    places: Places,
+    recipe: str | None,
+    key: str,
+    source: StoredObject,
+    listed: Iterable[tuple[ObjectUri, ReceiptName]],
 ) -> tuple[ReceiptName, Receipt] | None:
     """Return the receipt by which this version of a picture is held; None if it is not held.
 
-    The last receipt of the version by `recipe` counts, because the picture may have been released
-    since it was held. If there is none, the last one by any recipe counts.
+    `listed` has the addresses and names of the picture's receipts. The last one of the version by
+    `recipe` counts, because the picture may have been released since it was held. If there is none,
+    the last one by any recipe counts.
     """
     of_version = [
         (name, receipt)
-        for name, receipt in read_receipts(store, places, key)
+        for name, receipt in _read_all(store, places, key, listed)
         if places.marks.is_version(name.etag, source.uri, source.etag)
         and receipt.source_etag == source.etag
         and receipt.recipe == name.recipe

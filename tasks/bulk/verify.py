@@ -48,6 +48,7 @@ State = Literal[
     "source kept: needs a review",
     "source kept: later receipt",
     "objects visible",
+    "other recipe",
     "original",
     "no receipt",
     "output gone",
@@ -65,7 +66,7 @@ State = Literal[
     "source changed",
 ]
 GOOD: tuple[State, ...] = (
-    "ok", "held", "superseded", "unplaced", "objects visible",
+    "ok", "held", "superseded", "unplaced", "objects visible", "other recipe",
     "source gone", "source unknown", "source deleted", "source due",
     "source kept: too young", "source kept: needs a review", "source kept: later receipt",
 )  # fmt: skip
@@ -96,12 +97,14 @@ class Disposal:
     """Deletes sources whose outputs match their receipts and, by `compare`, the source.
 
     Sources younger than `older_than` stay. With `is_rehearsal` it deletes nothing, and only reports
-    the sources that it would delete.
+    the sources that it would delete. `recipe` is that of the settings of `compare`, None if any
+    will do.
     """
 
     older_than: timedelta
     is_rehearsal: bool
     compare: Compare
+    recipe: str | None = None
 
     def check(self, store: ObjectStore, sources: PrefixUri) -> None:
         """Raise StorageRejected if the store would also delete a source that was just replaced."""
@@ -146,8 +149,10 @@ class Verdict:
     ``source unknown`` is an output that is not at the default address of its route, or whose hashed
     name no source has. ``unplaced`` is a receipt by a version that did not sign the address of the
     output. ``objects visible`` is an output in which a rule or an exempt area can leave faces or
-    other objects visible. `exposed` has the faces of the state ``face exposed``, and `exempt` the
-    areas that were to stay clear. `created` is the time of the receipt of a held picture.
+    other objects visible. ``other recipe`` is an output, whose source may be deleted, of another
+    recipe than that of the settings. `exposed` has the faces of the state ``face exposed``, and
+    `exempt` the areas that were to stay clear. `created` is the time of the receipt of a held
+    picture.
     """
 
     output: ObjectUri
@@ -284,6 +289,8 @@ class Audit:
         states: list[State] = [flaw] if flaw and not notes else []
         if self._leaves_visible(receipt.asked):
             notes.append("objects visible")
+        if self._disposal and not receipts.is_of_recipe(receipt.recipe, self._disposal.recipe):
+            notes.append("other recipe")
         content_problems, exposed = self._content_problems(subject, opened, receipt)
         if "output differs" in content_problems and self._is_original(subject, opened.stored):
             return self._verdict(subject, name, ["original"])
@@ -293,9 +300,8 @@ class Audit:
         else:
             states += content_problems
             states += self._version_problems(subject, opened.stored, receipt)
-            is_good = not states
+            states += self._source_states(subject, opened.stored, receipt, not states)
             states += notes
-            states += self._source_states(subject, opened.stored, receipt, is_good)
         verdict = self._verdict(subject, name, states)
         return replace(verdict, exposed=tuple(exposed), exempt=receipt.asked.exempt)
 
@@ -308,9 +314,28 @@ class Audit:
         receipt, flaw = found.receipt, found.flaw
         if receipt is None:
             return self._verdict(subject, subject.receipt, ["bad receipt"])
-        state: State = "held" if receipt.status == "held" else "output gone"
-        verdict = self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
-        return replace(verdict, created=receipt.created)
+        states: list[State] = [flaw] if flaw else []
+        states.append("held" if receipt.status == "held" else "output gone")
+        if found.accepted is not None and receipt.status == "held":
+            states += self._held_source_states(subject, receipt)
+        return replace(self._verdict(subject, subject.receipt, states), created=receipt.created)
+
+    def _held_source_states(self, subject: Subject, receipt: Receipt) -> list[State]:
+        """Return the state of the source of a held picture, empty if the source is there.
+
+        Only a keyed receipt is marked with its source. Otherwise the name of the output tells it.
+        """
+        places = subject.places
+        sources = places.possible_sources(self._store, subject.key)
+        if receipt.source_mark is not None:
+            marked = places.source_of(
+                self._store, subject.key, {receipts.SOURCE: receipt.source_mark}
+            )
+            sources = [marked] if marked else []
+        if not sources:
+            return ["source unknown"]
+        is_there = any(self._store.head(source) is not None for source in sources)
+        return [] if is_there else ["source gone"]
 
     def _is_original(self, subject: Subject, output: StoredObject) -> bool:
         """Return whether `output` has the content of a source that it may have by its name."""
@@ -455,11 +480,11 @@ class Audit:
 def _once_held(verdicts: Iterable[Verdict | None]) -> Iterator[Verdict]:
     """Yield `verdicts`, of those of one held picture in a row only the one on the last receipt.
 
-    A receipt with a flaw has a verdict of its own.
+    A receipt in another state has a verdict of its own.
     """
     by_picture = groupby(filter(None, verdicts), lambda verdict: (verdict.output, verdict.states))
     for (_, states), of_picture in by_picture:
-        if states == ("held",):
+        if "held" in states:
             yield max(of_picture, key=lambda verdict: verdict.created)
         else:
             yield from of_picture

@@ -30,6 +30,7 @@ KEYS = [
     "error",
     "message",
     "seconds",
+    "older_output",
 ]
 
 
@@ -130,6 +131,38 @@ def test_only_the_faces_are_printed_and_nothing_is_written(veil, album, tmp_path
     assert (outcome["width"], outcome["height"]) == (260, 260)
     assert sorted(album.rglob("*")) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_file_in_the_place_of_an_output_is_told(veil, samples, tmp_path):
+    for name in ("portrait.png", "held.png", "failed.png"):
+        (tmp_path / "clean").mkdir(exist_ok=True)
+        (tmp_path / "clean" / name).write_bytes(b"older")
+    (tmp_path / "in").mkdir()
+    shutil.copy(samples["astronaut.png"], tmp_path / "in/portrait.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "in/held.png")
+    (tmp_path / "in/failed.png").write_bytes(b"no picture")
+    command = ("anonymize", "in", "--output", "clean")
+    hold = {"VEIL_NO_FACES": "hold"}
+
+    done = veil(*command, cwd=tmp_path, environment=hold)
+
+    older = "in/{0}: an older file is in its output's place: clean/{0}"
+    assert done.returncode == 1
+    assert {line for line in done.stderr.splitlines() if "older file is" in line} == {
+        older.format("held.png"),
+        older.format("failed.png"),
+    }
+    assert "2 older files in the place of an output" in done.stderr
+    told = lines(veil(*command, "--json", cwd=tmp_path, environment=hold))
+    assert {each["source"]: each["older_output"] for each in told} == {
+        "in/portrait.png": None,
+        "in/held.png": "clean/held.png",
+        "in/failed.png": "clean/failed.png",
+    }
+    (tmp_path / "in/failed.png").unlink()
+    assert veil(*command, cwd=tmp_path, environment=hold).returncode == 1
+    (tmp_path / "clean/held.png").unlink()
+    assert veil(*command, cwd=tmp_path, environment=hold).returncode == 0
 
 
 @pytest.mark.parametrize("flags", [[], ["--detect-only", "--output", "out"]])

@@ -34,6 +34,7 @@ from worker.local_files import PICTURE_SUFFIXES, read_picture, write_atomically
 from worker.object_counts import counted_objects
 from worker.printing import (
     best_effort,
+    counted,
     print_note,
     print_summary,
     print_system_error,
@@ -64,7 +65,8 @@ class Outcome:
     `width` and `height` are those of the upright picture, in pixels; None if it failed. Boxes are
     x1 y1 x2 y2 in its pixels, and each has a score and a label. `faces` counts those with the label
     FACE. `seconds` is the time until the output was written, with the wait for a picture process;
-    None if the file failed.
+    None if the file failed. `older_output` is the path of a file in the place of an output that was
+    not written, None if there is no such file.
     """
 
     source: str
@@ -82,6 +84,7 @@ class Outcome:
     error: str | None = None
     message: str | None = None
     seconds: float | None = None
+    older_output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ def anonymize(
     """Anonymize local pictures, without a queue.
 
     Folders are searched, and their structure is kept; hidden files and links to folders in them
-    are left out. Exit with 1 if a picture failed, or if there was none.
+    are left out. Exit with 1 if a picture failed, if there was none, or if an older file is in the
+    place of an output that was not written.
 
     Example: veil anonymize holiday/ --detect-only --json
 
@@ -158,9 +162,10 @@ def anonymize(
     from worker.bootstrap import build_file_anonymizer
 
     counts: Counter[str] = Counter()
+    older_outputs = 0
 
     def summarize() -> None:
-        _print_counts(counts, len(left_out), output)
+        _print_counts(counts, len(left_out), output, older_outputs)
 
     with _ended_in_spite_of_reads(), summarized(summarize):
         anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
@@ -169,13 +174,15 @@ def anonymize(
         with progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar:
 
             def report(outcome: Outcome) -> None:
+                nonlocal older_outputs
+                older_outputs += outcome.older_output is not None
                 counts[outcome.status] += 1
                 _print(outcome, as_json)
                 bar.advance()
 
             _anonymize_files(anonymizer, jobs, settings, request, report)
     has_pictures = counts.total() > counts["ignored"]
-    return ExitCode.ok_if(has_pictures and not counts["failed"])
+    return ExitCode.ok_if(has_pictures and not counts["failed"] and not older_outputs)
 
 
 def find_jobs(
@@ -226,9 +233,15 @@ def anonymize_file(
         if job.output is not None and result.content is not None:
             write_atomically(job.output, result.content)
         seconds = round(time.perf_counter() - started, 3)
-        return replace(_success(job, result), seconds=seconds)
+        outcome = replace(_success(job, result), seconds=seconds)
     except Exception as error:
-        return _failure(job, content, error)
+        outcome = _failure(job, content, error)
+    if outcome.output is not None or job.output is None:
+        return outcome
+    # Path.is_file would raise the error of a folder that can't be read.
+    if os.path.isfile(job.output):  # noqa: PTH113
+        outcome = replace(outcome, older_output=str(job.output))
+    return outcome
 
 
 def _refuse_replacements(jobs: Collection[Job]) -> None:
@@ -465,12 +478,20 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         print(f"{source}: {printable(counted_objects(outcome.labels))}, {size}", flush=True)
     elif outcome.reason is not None:
         print(f"{source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
+    if outcome.older_output is not None and not as_json:
+        older = printable(outcome.older_output)
+        print(f"{source}: an older file is in its output's place: {older}", file=sys.stderr)
 
 
-def _print_counts(counts: Counter[str], left_out: int, output: Path | None) -> None:
+def _print_counts(
+    counts: Counter[str], left_out: int, output: Path | None, older_outputs: int
+) -> None:
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     if left_out:
         parts.append(f"{left_out} left out (hidden, links to folders, pipes or devices)")
     text = ", ".join(parts) or "nothing yet"
     has_outputs = output is not None and counts["anonymized"]
     print_summary(printable(f"{text}; outputs in {output}" if has_outputs else text))
+    if older_outputs:
+        files = counted(older_outputs, "older file")
+        print_summary(f"{files} in the place of an output: look before you publish {output}")

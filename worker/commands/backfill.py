@@ -540,12 +540,13 @@ class Display:
         if self._is_rehearsal:
             self.note(f"{listed}, {self._rehearsed(current)}")
             return died
-        size = f"{current.enqueued:,} ({decimal(current.source_bytes)})"
+        # A cancelled run has the bytes of its removed messages too.
+        size = f" ({decimal(current.source_bytes)})" if current.enqueued else ""
         share = ""
         if self._before is not None and self._before.enqueued:
             share = f", {self._newly_enqueued(current):,} of them by this command"
         endings = f"; {Endings(self._counts)}" if current.enqueued else ""
-        self.note(f"{current.name}: {listed}, {size} enqueued{share}{endings}")
+        self.note(f"{current.name}: {listed}, {current.enqueued:,}{size} enqueued{share}{endings}")
         return died
 
     def _rehearsed(self, current: Run) -> str:

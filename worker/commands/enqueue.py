@@ -65,8 +65,8 @@ def enqueue(
 ) -> ExitCode:
     """Put pictures on the queue.
 
-    If the routes are set, addresses outside of its sources are refused. Exit with 1 if there is no
-    object below --prefix or no line in --from (nothing is enqueued then) and, with --wait, if a
+    If the routes are set, addresses outside of their sources are refused. Exit with 1 if there is
+    no object below --prefix or no line in --from (nothing is enqueued then) and, with --wait, if a
     picture failed, has no result, or is held while an older output stays.
 
     Example: veil enqueue s3://camera-uploads/a/b.jpg --wait

@@ -52,6 +52,7 @@ LISTINGS = 2
 MAX_FACES_SHOWN = 5  # on the line of an output
 DELETIONS: dict[State, str] = {"source deleted": "deleted", "source due": "would be deleted"}
 VISIBLE = "objects that a rule or an exempt area leaves visible"
+OTHER_RECIPE = "another recipe than that of these settings, by which objects visible was decided"
 AGAIN = "veil reconcile SOURCE --enqueue makes the output again"
 # What to do about states, the worst first.
 ADVICE: tuple[tuple[tuple[State, ...], str], ...] = (
@@ -183,7 +184,8 @@ def verify(
             own = settings.of_route(route) if route else settings
             disposal = None
             if delete_source:
-                disposal = Disposal(timedelta(days=older_than or 0), not yes, comparison(own))
+                age = timedelta(days=older_than or 0)
+                disposal = Disposal(age, not yes, comparison(own), _recipe(own))
             audits[route] = _audit(own, redetect, disposal)
         return audits[route]
 
@@ -340,6 +342,9 @@ def _left_out(exported: "Export") -> Iterator[str]:
         yield f"{exported.without_output:,} without an output left out"
     if exported.without_receipt:
         yield f"{exported.without_receipt:,} without a receipt left out"
+    if exported.of_unknown_key:
+        count = f"{exported.of_unknown_key:,} signed by an unknown key left out"
+        yield f"{count} (add the key to VEIL_RECEIPT_KEY)"
 
 
 def _print_correction(found: "Correction", as_json: bool) -> None:
@@ -434,6 +439,15 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
     return exposed_faces
 
 
+def _recipe(settings: WorkerSettings) -> str:
+    """Return the recipe of workers with these settings."""
+    from worker import logs
+    from worker.bootstrap import build_anonymizer
+
+    logs.configure_command(settings.log_format)
+    return build_anonymizer(settings).recipe
+
+
 def _treatments(settings: WorkerSettings) -> "Treatments":
     """Return the treatments of workers with these settings."""
     from worker.bootstrap import mask_style
@@ -485,12 +499,14 @@ class _Tally:
     """The counts of verdicts.
 
     Each is counted in `first`, by its first state, and once in `states` for each state. Of those
-    whose source is or would be deleted, `with_visible` have the state ``objects visible``.
+    whose source is or would be deleted, `with_visible` have the state ``objects visible``, and
+    `of_other_recipe` have ``other recipe``.
     """
 
     checked: int = 0
     good: int = 0
     with_visible: int = 0
+    of_other_recipe: int = 0
     first: Counter[State] = field(default_factory=Counter)
     states: Counter[State] = field(default_factory=Counter)
 
@@ -501,6 +517,7 @@ class _Tally:
         self.states.update(verdict.states)
         if not DELETIONS.keys().isdisjoint(verdict.states):
             self.with_visible += "objects visible" in verdict.states
+            self.of_other_recipe += "other recipe" in verdict.states
 
     def print(self, seconds: float, as_json: bool) -> None:
         """Print the summary, and for people what to do about each kind of fault."""
@@ -524,6 +541,8 @@ class _Tally:
                 if self.with_visible:
                     line += f", {self.with_visible:,} of them of outputs with {VISIBLE}"
                 print_summary(line)
+        if self.of_other_recipe:
+            print_summary(f"{self.of_other_recipe:,} of them of outputs of {OTHER_RECIPE}")
         for states, advice in ADVICE:
             if present := [state for state in states if self.states[state]]:
                 print_summary(f"{', '.join(present)}: {advice}")

@@ -44,8 +44,11 @@ STATES: tuple[State, ...] = (
 # The line for people has these also if their count is 0; CHOSEN if only some are asked for.
 COUNTED: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held")
 CHOSEN: tuple[State, ...] = ("current", "stale")
-ADVICE_ON_DEAD = "dead: once the cause is gone, veil dead retry SOURCE enqueues the picture again"
-
+# What to do about states that no worker can repair.
+ADVICE: dict[State, str] = {
+    "dead": "once the cause is gone, veil dead retry SOURCE enqueues the picture again",
+    "unknown key": "add the key to VEIL_RECEIPT_KEY, and run the command again",
+}
 
 Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
 Output = Annotated[
@@ -243,5 +246,6 @@ def _print_counts(
     if reconciliation.held_with_output:
         count = reconciliation.held_with_output
         print_summary(f"{name}held, with an older output still published: {count:,}")
-    if counts["dead"]:
-        print_summary(ADVICE_ON_DEAD)
+    for state, advice in ADVICE.items():
+        if counts[state]:
+            print_summary(f"{state}: {advice}")

@@ -338,6 +338,9 @@ def test_a_cancelled_run_loses_its_waiting_messages_and_no_other_run_does(
 
     again = veil("backfill", raw.uri(place + "a"), "--json", environment=environment)
     assert (again.returncode, summary(again)["enqueued"]) == (0, 30)
+    assert veil("backfill", "--cancel", run, environment=environment).returncode == 0
+    followed = veil("backfill", "--follow", run, environment=environment)
+    assert "0 not selected, 0 enqueued\n" in followed.stderr
 
 
 def test_a_command_that_waits_for_a_cancelled_run_ends(

@@ -213,10 +213,13 @@ def test_receipts_lead_to_the_sources_they_are_verified_with(anonymized, run, ra
         *("receipt", "verify", clean.uri(school), "--delete-source", "--dry-run"),
         "--json",
     )
-    assert [each["states"] for each in findings_of(due)] == [["ok", "source due"]] * 4
+    # The worker of this test has a detector of its own.
+    assert [each["states"] for each in findings_of(due)] == [
+        ["ok", "source due", "other recipe"]
+    ] * 4
     single = clean.uri(outputs[anonymized[FILES[1]]])
     deleted = run("receipt", "verify", single, "--delete-source", "--yes", "--json")
-    assert findings_of(deleted)[0]["states"] == ["ok", "source deleted"]
+    assert findings_of(deleted)[0]["states"] == ["ok", "source deleted", "other recipe"]
     left = {raw.uri(key) for key in raw.keys(school)}
     assert left == set(anonymized.values()) - {anonymized[FILES[1]]}
     again = run("receipt", "verify", clean.uri(outputs[anonymized[FILES[1]]]), "--json")

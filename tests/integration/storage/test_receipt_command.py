@@ -8,6 +8,7 @@ import json
 import struct
 import tracemalloc
 from datetime import timedelta
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore, OpenObject, StoredObject
 from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
+from worker.bootstrap import build_anonymizer
 from worker.commands.receipt import comparison
 from worker.detection.faces import Detections
 from worker.images import deep
@@ -49,6 +51,11 @@ class Finds:
         return Detections(self.boxes, np.full(len(self.boxes), 0.9, np.float32))
 
 
+@cache
+def recipe_of_settings():
+    return build_anonymizer(WorkerSettings()).recipe
+
+
 def pipeline(store, route, *boxes, hold=False, key=None):
     return Pipeline(
         store=store,
@@ -57,7 +64,7 @@ def pipeline(store, route, *boxes, hold=False, key=None):
             style=MaskStyle("surround", 1.0, 0.0),
             limits=Limits(1 << 20, 1 << 20, SECONDS),
             hold_without_faces=hold,
-            recipe=RECIPE,
+            recipe=recipe_of_settings(),
         ),
         routes=Routes((route,)),
         keys=[key] if key else [],
@@ -457,6 +464,20 @@ def test_without_a_confirmation_the_sources_to_be_deleted_are_only_counted(
     assert verify("--delete-source").returncode == 0  # There is nothing to confirm.
 
 
+def test_a_deletion_tells_outputs_of_another_recipe_than_that_of_the_settings(make, verify, place):
+    for key in ("a.jpg", "b.jpg"):
+        make(key)
+    other = {"VEIL_RULES": "FACE: smallest=9"}
+    assert "other recipe" not in verify("--delete-source").stderr
+    assert told(verify("--json", **other))[0] == {
+        key: ["ok", "objects visible"] for key in ("a.jpg", "b.jpg")
+    }
+    done = verify("--delete-source", "--dry-run", **other)
+    assert done.returncode == 0
+    assert "2 of them of outputs of another recipe than that of these settings" in done.stderr
+    assert "other recipe" in done.stdout.splitlines()[0]
+
+
 def test_what_is_young_is_kept(make, verify, raw, place):
     make("a.jpg")
     done = verify("--delete-source", "--yes", "--older-than", 1, "--json")
@@ -480,6 +501,24 @@ def test_a_picture_that_several_recipes_held_is_told_once_by_its_last_receipt(
         *verdicts, last = [json.loads(line) for line in done.stdout.splitlines()]
         assert [verdict["receipt"].split(".")[-3] for verdict in verdicts] == ["1" * 16] * 2
         assert last["summary"]["states"] == {"held": 2}
+    archive.store.delete(archive.places.source.join("a.jpg"))
+    states, summary = told(verify("--json"))
+    assert states == {"a.jpg": ["held", "source gone"], "b.jpg": ["held"]}
+    assert summary["checked"] == 2
+
+
+def test_a_held_picture_is_told_once_also_without_its_key(make, verify, raw, place):
+    keys = {"VEIL_RECEIPT_KEY": "n" * 32}
+    for key in ("a.jpg", "gone.jpg"):
+        for seed in range(2):
+            make(key, picture(seed), boxes=(), hold=True, sign=Key.parse("n" * 32))
+    raw.client.delete_object(Bucket=raw.name, Key=place + "gone.jpg")
+    states, summary = told(verify("--json", **keys))
+    assert states == {"a.jpg": ["held"], "gone.jpg": ["held", "source gone"]}
+    assert summary["checked"] == 2
+    states, summary = told(verify("--json", VEIL_RECEIPT_KEY="o" * 32))
+    assert states == {key: ["unknown key", "held"] for key in ("a.jpg", "gone.jpg")}
+    assert summary["checked"] == 2
 
 
 def test_the_source_of_a_picture_that_was_held_since_is_kept(make, verify, raw, place):
@@ -600,7 +639,7 @@ def publish(raw, clean, place, route):
     def stored(key, source, output, boxes=(), **more):
         raw.put(place + key, source)
         etag = raw.head(place + key)["ETag"].strip('"')
-        made = receipts.ReceiptName.of(key, RECIPE, etag)
+        made = receipts.ReceiptName.of(key, recipe_of_settings(), etag)
         fields = {
             "status": "anonymized",
             "created": "",
@@ -613,7 +652,7 @@ def publish(raw, clean, place, route):
             "source_etag": etag,
             "source_bytes": len(source),
             "output_bytes": len(output),
-            "recipe": RECIPE,
+            "recipe": recipe_of_settings(),
         }
         fields |= {"source_sha256": hashlib.sha256(source).hexdigest(), "made_with": {}}
         fields |= {"output_sha256": hashlib.sha256(output).hexdigest()}
@@ -624,7 +663,7 @@ def publish(raw, clean, place, route):
         metadata = {
             receipts.SOURCE: Marks([]).source(ObjectUri.parse(raw.uri(place + key))),
             receipts.SOURCE_ETAG: etag,
-            receipts.RECIPE: RECIPE,
+            receipts.RECIPE: recipe_of_settings(),
             receipts.FACES: str(len(boxes)),
         }
         clean.put(place + key, output, Metadata=metadata)

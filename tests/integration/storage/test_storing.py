@@ -537,18 +537,35 @@ def test_where_the_key_is_not_known_that_is_said(site, place, keys):
             list(rehearsed(site.store, places))
 
 
-def test_commands_say_which_key_they_need(veil, s3, place, store, new_queue):
+def test_commands_say_which_key_they_need(veil, s3, place, store, new_queue, tmp_path):
     site = Site(s3.client(), f"s3://raw/{place}=s3://clean/{place}", place)
-    site.raw.put(place + "a.png", picture())
+    for key in ("a.png", "held.png"):
+        site.raw.put(place + key, picture())
     site.run(keys=(NEW,))
-    environment = {**s3.environment(), **new_queue().environment, "VEIL_ROUTES": str(site.route)}
-    done = veil("reconcile", str(site.route.source), "--recipe", RECIPE, environment=environment)
-    assert (done.returncode, NEW.id in done.stdout, "unknown key" in done.stdout) == (1, True, True)
-    done = veil("backfill", str(site.route.source), "--dry-run", environment=environment)
+    assert site.run("held.png", keys=(NEW,), hold=True, box=None).status == "held"
+    output, advice = str(site.route.destination), f"add the key {NEW.id} to VEIL_RECEIPT_KEY"
+    known = {**s3.environment(), **new_queue().environment, "VEIL_ROUTES": str(site.route)}
+    keys = {"VEIL_RECEIPT_KEY": NEW.secret.decode()}
+    boxes = tmp_path / "boxes.jsonl"
+    done = veil("receipt", "export", output, "-o", boxes, environment=known | keys)
+    assert done.returncode == 0, done.stderr
+    for environment in (known, known | {"VEIL_RECEIPT_KEY": OLD.secret.decode()}):
+        reconcile = ("reconcile", str(site.route.source), "--recipe", RECIPE)
+        done = veil(*reconcile, environment=environment)
+        assert done.returncode == 1
+        assert done.stdout.count(advice) == 2
+        assert "0 missing, 0 stale, 0 orphan, 2 unknown key" in done.stderr
+        assert "unknown key: add the key to VEIL_RECEIPT_KEY" in done.stderr
+        imported = veil("receipt", "import", boxes, "--dry-run", environment=environment)
+        assert (imported.returncode, imported.stdout) == (1, "")
+        assert f"signed by an unknown key: {advice}" in imported.stderr
+    done = veil("receipt", "export", output, environment=environment)
+    assert done.returncode == 1
+    assert "1 signed by an unknown key left out (add the key to VEIL_RECEIPT_KEY)" in done.stderr
+    done = veil("backfill", str(site.route.source), "--dry-run", environment=known)
     assert done.returncode != 0
     assert f"by the key {NEW.id}: set VEIL_RECEIPT_KEY" in done.stderr
-    environment["VEIL_RECEIPT_KEY"] = NEW.secret.decode()
-    done = veil("reconcile", str(site.route.source), "--recipe", RECIPE, environment=environment)
+    done = veil(*reconcile, environment=known | keys)
     assert done.returncode == 0, done.stdout
 
 

@@ -164,11 +164,15 @@ FRACTIONS = "looks like fractions of the picture: give pixels"
             f"'s3://clean/a.jpg': the area 0.1, 0.1, 0.9, 0.9 {FRACTIONS}",
         ),
         (cvat('xtl="0.1" ytl="0.2" xbr="0.9" ybr="0.6"'), FRACTIONS),
-        (coco([[1, 2, 0.2, 30]]), "'s3://clean/a.jpg': 1, 2, 1.2, 32 is no area of the picture"),
+        (coco([[1, 2, 0, 30]]), "'s3://clean/a.jpg': 1, 2, 1, 32 is no area of the picture"),
         (coco([[1, 2, 3]]), "'s3://clean/a.jpg': the bbox [1, 2, 3] has not four numbers"),
         (coco([[1, 2, "3", 4]]), "'s3://clean/a.jpg': a part of it is of another type"),
         (coco([[1, 2, float("inf"), 4]]), "'s3://clean/a.jpg': a coordinate is no number"),
-        (jsonl([300, 200, 80, 100]), "'s3://clean/a.jpg': 300, 200, 80, 100 is no area"),
+        (
+            f"{jsonl([1, 2, 3, 4])}\n{jsonl([300, 200, 80, 100])}",
+            "line 2, 's3://clean/a.jpg': 300, 200, 80, 100 is no area",
+        ),
+        (f"{jsonl([1, 2, 3, 4])}\n{{", "line 2 is no JSON object"),
         (coco([], annotations=[{"image_id": 2, "bbox": [1, 2, 3, 4]}]), "no image has the id 2"),
         (coco([], images=[{"id": 1, "file_name": "a"}] * 2), "'a': two images have the id 1"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]', "results of a detector"),
@@ -184,6 +188,12 @@ def test_the_cause_is_named_with_its_picture(content, cause, tmp_path):
         read(path)
     assert cause in str(refused.value)
     assert "Error" not in str(refused.value)
+
+
+def test_fractions_of_pixels_are_hidden_and_the_noise_of_a_tool_is_not(tmp_path):
+    path = tmp_path / "boxes"
+    path.write_text(f"{jsonl([5.5, 6.9, 40.1, 50])}\n{jsonl([4.98, 6.01, 40.04, 49.99])}")
+    assert [picture.shapes[0].area for picture in read(path)] == [(5, 6, 41, 50), (5, 6, 40, 50)]
 
 
 @pytest.mark.parametrize(
