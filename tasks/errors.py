@@ -11,6 +11,7 @@
         PictureProcessLost
         QueueUnavailable
         EventsUnavailable
+        AddressInUse
       Permanent
         InvalidRequest
         OptionsUnusable
@@ -43,6 +44,7 @@ arguments. A message is one line, says what to do, and never contains a credenti
 """
 
 import contextlib
+import errno
 import re
 from typing import ClassVar
 
@@ -105,6 +107,12 @@ class QueueUnavailable(Transient):
 
 class EventsUnavailable(Transient):
     """The queue that delivers upload events can't be reached."""
+
+    of_pictures = False
+
+
+class AddressInUse(Transient):
+    """Another process serves at the address, perhaps a predecessor that still stops."""
 
     of_pictures = False
 
@@ -227,6 +235,11 @@ class OutputFailed(Permanent):
 
 class SettingsInvalid(Permanent):
     """A setting is wrong."""
+
+
+def cannot_serve(error: OSError, message: str) -> AddressInUse | SettingsInvalid:
+    """Return the error of a process that can't serve at an address because of `error`."""
+    return (AddressInUse if error.errno == errno.EADDRINUSE else SettingsInvalid)(message)
 
 
 def log_fields(error: Exception) -> dict[str, str]:

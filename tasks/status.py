@@ -1,7 +1,7 @@
 """The status of the work, read from Redis: queues, outcomes, and runs of backfills."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -105,7 +105,7 @@ def read(redis: Any) -> Status:
     with connected():
         waiting = queues.statuses(redis)
         in_flight = queues.in_hand(redis)
-        pictures = in_flight + sum(queue.waiting for queue in waiting)
+        pictures = _pictures(waiting, in_flight)
         per_second = outcomes.per_second(redis, is_idle=not pictures)
         return Status(
             queues=waiting,
@@ -123,6 +123,16 @@ def read(redis: Any) -> Status:
             labels=announced_labels(redis),
             routes=_routes(redis),
         )
+
+
+def without_rate(work: Status) -> Status:
+    """Return `work` with an unknown rate, and so a time left only if nothing is left."""
+    pictures = _pictures(work.queues, work.in_flight)
+    return replace(work, per_second=0.0, seconds_left=_seconds_left(pictures, 0.0))
+
+
+def _pictures(waiting: Sequence[QueueStatus], in_flight: int) -> int:
+    return in_flight + sum(queue.waiting for queue in waiting)
 
 
 def _refusal(redis: Any) -> str | None:

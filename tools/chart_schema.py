@@ -8,19 +8,23 @@ from typing import Any
 
 from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX
+from worker.routes_schema import OTHER_FORMS
 from worker.settings import WorkerSettings
 
 SCHEMA = Path(__file__).resolve().parents[1] / "docker" / "helm" / "veil" / "values.schema.json"
-# Settings that the templates read, and therefore in a form that these understand.
-READ_BY_TEMPLATES: dict[str, dict[str, Any]] = {
-    "VEIL_REDIS_URL": {"type": ["string", "null"], "pattern": "^(redis|sentinel)s?://"},
-    "VEIL_METRICS": {"type": ["string", "null"], "pattern": ":[0-9]+$"},
-    "VEIL_GRACE_SECONDS": {
-        "type": ["number", "string", "null"],
-        "minimum": 0,
-        "pattern": "^[0-9]+([.][0-9]+)?$",
-    },
+# The patterns of settings that are texts.
+TEXTS = {
+    "VEIL_REDIS_URL": "^(redis|sentinel)s?://",
+    "VEIL_METRICS": ":[0-9]+$",
+    "VEIL_ROUTES": r"^(\s*s3://[^,]+=\s*s3://[^,]+(,|$))*$",
 }
+# The texts of values that are no texts. Others that Veil reads too, such as 1e3, are refused.
+TEXTS_OF = {
+    "integer": "[0-9]+",
+    "number": "[0-9]+([.][0-9]+)?",
+    "boolean": "1|0|[Tt]rue|[Ff]alse|[Yy]es|[Nn]o|[Oo]n|[Oo]ff",
+}
+LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # The generated parts: lines between two lines that stay.
 FORMS = re.compile(
     r'(?<=\n    "settings": \{\n)(?P<head>.*?"properties": \{\n).*?(?=\n {6}\}\n {4}\})', re.DOTALL
@@ -32,13 +36,14 @@ def settings_forms() -> dict[str, dict[str, Any]]:
     """Return the JSON schema of the value of each ``VEIL_`` variable.
 
     Helm reads a number without quotes as a float, so texts such as accounts have to be texts. A
-    file of values drops a setting of the one before with null.
+    file of values drops a setting of the one before with null. The limits of a number are not those
+    of one in quotes, of which the schema knows only the form.
     """
     forms: dict[str, dict[str, Any]] = {}
     secrets = WorkerSettings.secrets()
     for name, schema in WorkerSettings.model_json_schema()["properties"].items():
         variable = PREFIX + name.upper()
-        forms[variable] = READ_BY_TEMPLATES.get(variable, {"type": [*_types(schema), "null"]})
+        forms[variable] = _form(variable, {**schema, **OTHER_FORMS.get(name, {})})
         if name in secrets:
             forms[variable + SUFFIX] = {"type": ["string", "null"]}
     return forms
@@ -61,15 +66,27 @@ def _replaced(part: re.Pattern[str], lines: list[str], text: str) -> str:
     return replaced
 
 
-def _types(schema: dict[str, Any]) -> list[str]:
-    """Return the types of a value whose text has the form of `schema`."""
-    types = ["string"]
-    parts = list(_parts(schema))
-    if any(part.get("type") in ("integer", "number") for part in parts):
-        types.append("number")
-    if any(part.get("type") == "boolean" or "true" in part.get("enum", ()) for part in parts):
-        types.append("boolean")
-    return types
+def _form(variable: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a value whose text has the form of `schema`."""
+    types, is_any_text = ["string"], False
+    limits: dict[str, Any] = {}
+    texts = [""] if schema.get("default", "") is None else []
+    for part in _parts(schema):
+        kind, names = part.get("type"), part.get("enum", [part["const"]] if "const" in part else [])
+        if kind in TEXTS_OF:
+            types.append(kind)
+            texts.append(TEXTS_OF[kind])
+        if True in names:
+            types.append("boolean")
+        texts += [name for name in names if isinstance(name, str)]
+        limits |= {name: part[name] for name in LIMITS if name in part}
+        is_any_text |= kind in ("array", "object") or (kind == "string" and not names)
+    form = {"type": [*dict.fromkeys(types), "null"], **limits}
+    if variable in TEXTS:
+        form["pattern"] = TEXTS[variable]
+    elif not is_any_text:
+        form["pattern"] = f"^({'|'.join(dict.fromkeys(texts))})$"
+    return form
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -81,12 +81,13 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     logs.configure(settings.log_format, settings.redis_server(), name)
     tracing.configure("veil-worker")
     error_reports.configure("worker")
+    from tasks.delivery.transport import Transport
     from tasks.storage.s3 import ObjectStore
     from tasks.telemetry.metrics import WORKER, initialize_routes, serve  # of queue workers alone
 
     initialize_routes(route.name for route in settings.parsed_routes() if route.name is not None)
     serve(settings, app, WORKER)
-    metrics.watch_worker()
+    metrics.watch_worker(Transport.leases)
     worker_ready.connect(_announce_recipe, weak=False)
     worker_ready.connect(_watch_store, weak=False)
     worker_ready.connect(_warn_of_redis, weak=False)

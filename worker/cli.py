@@ -10,11 +10,13 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from tasks import core_dumps
-from tasks.errors import NothingFound, QueueUnavailable, VeilError
+from tasks.errors import AddressInUse, NothingFound, QueueUnavailable, VeilError
 from tasks.extras import not_installed
 from worker.commands.command import HELP_FLAGS, USAGE_ERROR, CommandGroup
 from worker.commands.exit_codes import ExitCode
 from worker.printing import print_note, print_system_error
+
+PASSING = (NothingFound, AddressInUse)  # errors with which a command ends with FAILED
 
 
 class Entry(NamedTuple):
@@ -99,7 +101,7 @@ def main() -> None:
     """Run ``veil``, and report an error on one line of standard error.
 
     The exit code is 2 for an error of Veil or of the command line. It is 1 if there was nothing to
-    do, and for an error of the operating system, such as a full disk.
+    do or the address is in use, and for an error of the operating system, such as a full disk.
     """
     core_dumps.prevent()
     try:
@@ -123,7 +125,7 @@ def _run() -> Any:
         return ExitCode.UNUSABLE
     except VeilError as error:
         print_note(f"{type(error).__name__}: {error}{_server_of(error)}")
-        return ExitCode.FAILED if isinstance(error, NothingFound) else ExitCode.UNUSABLE
+        return ExitCode.FAILED if isinstance(error, PASSING) else ExitCode.UNUSABLE
     except ModuleNotFoundError as error:
         extra = "training" if sys.argv[1:2] == ["train"] else "worker"
         print_note(not_installed(str(error.name), extra))

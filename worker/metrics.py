@@ -14,6 +14,7 @@ from worker.searches import NEAR_MARGIN
 
 if TYPE_CHECKING:
     from tasks.delivery.circuit_breaker import CircuitBreaker
+    from tasks.delivery.leases import Leases
     from worker.detection.batching import Batcher, Predict
     from worker.detection.faces import Detections
     from worker.detection.labelled import Search
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 BUILD = Info("veil_build", "The version that runs, its recipe and its model.", registry=WORKER)
 HEARTBEAT = Gauge(
     "veil_worker_heartbeat_timestamp_seconds",
-    "Time of the last heartbeat of the loop that takes messages, seconds since the epoch.",
+    "Time of the last heartbeat of the loop that takes messages, seconds since the epoch. "
+    "While Redis refuses it messages, none counts.",
     registry=WORKER,
 )
 STORE_UP = Gauge(
@@ -72,10 +74,18 @@ PROCESS_MEMORY = Gauge(
 )
 
 
-def watch_worker() -> None:
-    """Measure the Celery worker of this process. Call this before the worker starts."""
+def watch_worker(leases: "Leases") -> None:
+    """Measure the Celery worker of this process. Call this before the worker starts.
+
+    Its heartbeat counts only while Redis gives it messages, whose `leases` it keeps.
+    """
+
+    def beat(**_: Any) -> None:
+        if not leases.is_refused:
+            HEARTBEAT.set_to_current_time()
+
     IN_HAND.set_function(lambda: len(state.active_requests))
-    heartbeat_sent.connect(_beat, weak=False)
+    heartbeat_sent.connect(beat, weak=False)
 
 
 def watch_circuit_breaker(breaker: "CircuitBreaker") -> None:
@@ -85,10 +95,6 @@ def watch_circuit_breaker(breaker: "CircuitBreaker") -> None:
     for route in breaker.routes:
         if route.name is not None:
             ROUTE_UP.labels(route.name).set_function(partial(breaker.is_up, route))
-
-
-def _beat(**_: Any) -> None:
-    HEARTBEAT.set_to_current_time()
 
 
 def measured(predict: "Predict") -> "Predict":

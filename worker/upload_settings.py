@@ -8,6 +8,7 @@ from tasks.storage.upload_headers import (
     Checksum,
     Encryption,
     Kept,
+    ReceiptAcl,
     UploadHeaders,
     Uploads,
     check_header,
@@ -65,7 +66,9 @@ class UploadSettings(Settings):
     receipt_tags: str | None = Field(
         None, description="Tags of receipts, if they differ from those of outputs."
     )
-    receipt_acl: Acl | None = Field(None, description="Canned ACL of receipts.")
+    receipt_acl: ReceiptAcl | None = Field(
+        None, description="Canned ACL of receipts, none of which may be public."
+    )
     keep_metadata: Words = Field(
         (),
         description="Names of user metadata that outputs keep of their sources, comma-separated, "

@@ -59,6 +59,7 @@ class Leases:
         self._no_take_runs.set()
         self._paused = False
         self._paused_until = 0.0
+        self.is_refused = False  # True from a refusal of TAKE until Redis answers it again
         self._renew_at = 0.0
         self._last_turn = clock()
         self._steady_since: float | None = None  # since when Redis and this process run unbroken

@@ -186,6 +186,7 @@ class Channel(redis_transport.Channel):
             taken = self.client.parse_response(self.client.connection, "EVAL", **options)
         except ResponseError as error:
             log_unavailable(error)
+            self.leases.is_refused = True
             self.leases.pause_after_refusal()
             return True
         except self.connection_errors:
@@ -193,6 +194,7 @@ class Channel(redis_transport.Channel):
             raise
         finally:
             self._in_poll = None
+        self.leases.is_refused = False
         if taken:
             queue, item, *rest = taken
             size = rest[0] if rest else len(item)  # The script returns the size of a cut message.

@@ -14,6 +14,8 @@ Acl = Literal[
     "private", "public-read", "authenticated-read", "aws-exec-read", "bucket-owner-read",
     "bucket-owner-full-control",
 ]  # fmt: skip
+# Whoever may read an output must not read its receipt too.
+ReceiptAcl = Literal["private", "bucket-owner-read", "bucket-owner-full-control"]
 STORAGE_CLASS = re.compile(r"[A-Z0-9_-]{1,64}")
 # Objects in these classes can't be read without a restoration, and workers read their outputs.
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")

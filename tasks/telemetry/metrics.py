@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from ..bulk import runs
-from ..errors import Permanent, SettingsInvalid, Transient, VeilError
+from ..errors import Permanent, Transient, VeilError, cannot_serve
 from ..messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from ..notifications import outbox
 from ..records import dead_letters, queues, review
@@ -327,7 +327,8 @@ class QueueCollector(Collector):
 def serve(settings: Settings, app: Celery, registry: CollectorRegistry) -> None:
     """Serve `registry` and the queues of `app` at ``VEIL_METRICS`` until the process ends.
 
-    Does nothing if this setting is empty. Raises SettingsInvalid if the address cannot be used.
+    Does nothing if this setting is empty. Raises AddressInUse, or SettingsInvalid for an address
+    that can never be used.
     """
     if settings.metrics is None:
         return
@@ -337,8 +338,9 @@ def serve(settings: Settings, app: Celery, registry: CollectorRegistry) -> None:
     try:
         start_http_server(port, addr=host, registry=registry)
     except OSError as error:
-        raise SettingsInvalid(
+        raise cannot_serve(
+            error,
             f"VEIL_METRICS: {host}:{port} can't be served ({error.strerror}): "
-            "each process needs an address of its own"
+            "each process needs an address of its own",
         ) from None
     registry.register(QueueCollector(impatient_client(app, REDIS_SECONDS)))

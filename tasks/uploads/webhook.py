@@ -20,7 +20,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from ..backoff import Backoff
-from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid
+from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid, cannot_serve
 from ..publishing import Wanted
 from ..redis.clients import try_writing
 from ..redis.errors import connected
@@ -462,14 +462,15 @@ async def serve(
     `more_handlers` returns those of other paths; all paths without one take events.
 
     While Redis is away, a request waits for up to `hold_seconds` before it is answered 503. Raises
-    SettingsInvalid if the address cannot be used, or if the process may open too few files.
+    AddressInUse, and SettingsInvalid if the address can never be used, or if the process may open
+    too few files.
     """
     _allow_files(MAX_CONNECTIONS + OTHER_FILES)
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:
-        raise SettingsInvalid(
-            f"can't listen on {host}:{port}: {error.strerror}: give --http another address"
+        raise cannot_serve(
+            error, f"can't listen on {host}:{port}: {error.strerror}: give --http another address"
         ) from None
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

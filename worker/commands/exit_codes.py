@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
 
     # The output names what failed. A worker ends with this code if another start may succeed, for
     # example without S3, from which it fetches its model, or if it gave unfinished pictures back.
-    FAILED = 1, "A picture or a check failed, nothing was to do, or a worker had no S3."
+    FAILED = 1, "A picture or a check failed, nothing was to do, no S3, or an address in use."
 
     # Typer ends with the same code when it can't parse the command line. A worker without Redis
     # waits for it, and one without S3 ends with FAILED.

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +102,10 @@ def status(
             return _runs_view(progress.runs(redis))
         if run is not None:
             return _run_view(redis, run)
-        return _work_view(progress.read(redis), _alive(celery) if workers else None)
+        work = progress.read(redis)
+        if not workers:
+            return _work_view(work)
+        return _work_view_with_workers(work, _alive(celery, work.refusal))
 
     is_shown_again = interval is not None or (not once and _is_used_by_a_person())
     if is_shown_again and sys.stdout.isatty() and not as_json:
@@ -157,17 +160,35 @@ def _print(view: View, as_json: bool) -> None:
         console.print(table)
 
 
-def _alive(celery: "App") -> list[str]:
-    """Return the names of the workers that answer. Raise QueueUnavailable if none can be asked."""
-    alive = answering_workers(celery)
+def _alive(celery: "App", refusal: str | None) -> list[str] | None:
+    """Return the names of the workers that answer, or None if Redis takes no question.
+
+    `refusal` says why it takes none. Raise QueueUnavailable for another reason.
+    """
+    try:
+        alive = answering_workers(celery)
+    except QueueUnavailable:
+        if refusal is None:
+            raise
+        return None
     if not alive:
         check_subscription(celery)
     return alive
 
 
-def _work_view(work: Status, alive: list[str] | None) -> View:
+def _work_view_with_workers(work: Status, alive: list[str] | None) -> View:
+    """Return the view of all work with the workers that are `alive`; None if that is unknown."""
     if alive == []:  # The rate is that of workers that are gone.
-        work = replace(work, per_second=0.0, seconds_left=None if work.seconds_left else 0.0)
+        work = progress.without_rate(work)
+    view = _work_view(work)
+    line = {**view.lines[0], "workers": alive}
+    names = alive or []
+    count = UNKNOWN if alive is None else f"{len(alive):,}"
+    table = _figures_table({"workers": count}, {"workers": ", ".join(names)})
+    return View([line], [*view.tables, table, *_shared_name_lines(names)])
+
+
+def _work_view(work: Status) -> View:
     figures = {
         "in hand": f"{work.in_flight:,}",
         **{outcome: f"{count:,}" for outcome, count in work.outcomes.items()},
@@ -181,7 +202,6 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
         figures["labels"] = printable(", ".join(work.labels))
     if work.review_desk is not None:
         figures["review desk"] = work.review_desk
-    line = asdict(work)
     tables: list[RenderableType] = [_queues_table(work.queues)]
     tables += _stray_lines(work.stray)
     if work.refusal is not None:
@@ -190,11 +210,7 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     tables.append(_figures_table(figures))
     if work.routes:
         tables.append(_routes_table(work.routes))
-    if alive is not None:
-        line["workers"] = alive
-        tables.append(_figures_table({"workers": f"{len(alive):,}"}, {"workers": ", ".join(alive)}))
-        tables += _shared_name_lines(alive)
-    return View([line], tables)
+    return View([asdict(work)], tables)
 
 
 def _queues_table(queues: Sequence[QueueStatus]) -> Table:

@@ -13,7 +13,13 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from tasks.bulk.places import Places
-from tasks.errors import QueueUnavailable, SettingsInvalid, VeilError, log_fields
+from tasks.errors import (
+    QueueUnavailable,
+    SettingsInvalid,
+    VeilError,
+    cannot_serve,
+    log_fields,
+)
 from tasks.records import review
 from tasks.redis.errors import connected
 from tasks.storage.s3 import ObjectStore
@@ -68,13 +74,17 @@ def check(settings: WorkerSettings, options: Options) -> None:
 
 
 async def serve(celery: "App", settings: WorkerSettings, options: Options) -> None:
-    """Serve the desk until SIGTERM or SIGINT. Raises SettingsInvalid and QueueUnavailable."""
+    """Serve the desk until SIGTERM or SIGINT.
+
+    Raises AddressInUse, SettingsInvalid and QueueUnavailable.
+    """
     try:
         sockets = bind_sockets(options.port, options.host)
     except OSError as error:
-        raise SettingsInvalid(
+        raise cannot_serve(
+            error,
             f"can't listen on {options.host}:{options.port}: {error.strerror}: "
-            "give --http another address"
+            "give --http another address",
         ) from None
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

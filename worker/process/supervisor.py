@@ -16,6 +16,7 @@ import structlog
 
 from tasks.backoff import ceiling
 from tasks.early_stop import STOPPED
+from tasks.errors import SettingsInvalid
 from tasks.settings import split_address, split_commas
 from worker.commands.exit_codes import ExitCode
 from worker.process import sandbox
@@ -24,6 +25,7 @@ from worker.settings import WorkerSettings
 # The folder in which NVIDIA's driver has an entry for each GPU of the machine.
 GPUS = Path("/proc/driver/nvidia/gpus")
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+LAST_PORT = 65535
 CHECK_SECONDS = 0.1  # between two looks at the workers
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a restart
 STEADY_SECONDS = 60.0  # a worker that has run for so long is restarted without a longer pause
@@ -55,6 +57,7 @@ def environments(
     """Return the variables of each of `count` workers that differ from the supervisor's.
 
     The workers share the processors and the `devices`, and each has a port of its own for metrics.
+    Raises SettingsInvalid if there are too few ports.
     """
     result = []
     for number in range(count):
@@ -64,6 +67,11 @@ def environments(
         if settings.metrics is not None:
             host, port = split_address(settings.metrics)
             host = f"[{host}]" if ":" in host else host
+            if port + number > LAST_PORT:
+                raise SettingsInvalid(
+                    f"VEIL_METRICS: {count} workers need the ports {port} to {port + count - 1}, "
+                    f"and the last one is {LAST_PORT}: begin with a lower port"
+                )
             own["VEIL_METRICS"] = f"{host}:{port + number}"
         if devices:
             own[VISIBLE_GPUS] = devices[number % len(devices)]

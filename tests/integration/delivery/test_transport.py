@@ -1,9 +1,11 @@
 """The channel without Celery's worker: every message that it asked for is delivered or returned."""
 
+import time
+
 import pytest
 from kombu import Connection, Consumer
 
-from tasks.delivery import transport
+from tasks.delivery import leases, transport
 from tasks.delivery.leases import Leases
 from tasks.messages import QUEUES
 
@@ -132,3 +134,21 @@ def test_a_channel_whose_connection_is_gone_fails_like_a_lost_connection(consume
 
     with pytest.raises(transport.Transport.connection_errors, match="closed"):
         channel.get_table("uploads")
+
+
+def test_a_refusal_of_redis_is_known_until_it_gives_messages_again(
+    consumer, unattended, monkeypatch
+):
+    monkeypatch.setattr(leases, "REFUSAL_PAUSE_SECONDS", 0.1)
+    unattended.send("a")
+    unattended.client.execute_command("ACL", "SETUSER", "default", "-eval")
+    try:
+        drained(consumer)
+        assert consumer.channel.leases.is_refused
+        assert consumer.received == []
+    finally:
+        unattended.client.execute_command("ACL", "SETUSER", "default", "+eval")
+    time.sleep(0.2)
+    drained(consumer, 20)
+    assert len(consumer.received) == 1
+    assert not consumer.channel.leases.is_refused

@@ -109,10 +109,15 @@ def test_a_full_redis_is_named(veil, redis, unattended):
     try:
         done = veil("status", environment=unattended.environment)
         line = veil("status", "--json", environment=unattended.environment).stdout
+        asked = veil("status", "--workers", environment=unattended.environment)
+        asked_line = veil("status", "--workers", "--json", environment=unattended.environment)
     finally:
         redis.config_set("maxmemory", 0)
-    assert done.returncode == 0
-    assert "Redis is full" in done.stdout
+    assert done.returncode == asked.returncode == 0
+    for shown in (done.stdout, asked.stdout):
+        assert "Redis is full" in shown
+    assert re.search("workers +–", asked.stdout)
+    assert json.loads(asked_line.stdout)["workers"] is None
     assert json.loads(line)["refusal"].startswith("Redis is full")
     assert status.read(redis).refusal is None
 
@@ -124,6 +129,17 @@ def test_without_a_worker_there_is_no_rate(veil, redis, unattended):
     shown = veil("status", "--workers", environment=unattended.environment).stdout
     for name in ("pictures/s", "time left"):
         assert re.search(rf"{name} +–", shown)
+
+
+def test_without_a_worker_the_time_left_is_known_only_if_nothing_waits(veil, redis, unattended):
+    def seconds_left():
+        done = veil("status", "--workers", "--json", environment=unattended.environment)
+        return json.loads(done.stdout)["seconds_left"]
+
+    assert seconds_left() == 0
+    queued(unattended, 2)
+    assert status.read(redis).seconds_left is None
+    assert seconds_left() is None
 
 
 def test_what_waits_and_since_when(redis, unattended):

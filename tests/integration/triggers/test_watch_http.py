@@ -524,6 +524,15 @@ def test_arguments_that_can_not_be_used_are_one_line(veil, arguments, named):
     )
 
 
+def test_an_address_in_use_may_be_free_at_another_start(veil):
+    with socket.create_server((HOST, 0)) as taken:
+        address = f"{HOST}:{taken.getsockname()[1]}"
+        done = veil("watch", "--http", address, environment={"VEIL_WEBHOOK_TOKEN": "t" * 32})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"veil: AddressInUse: can't listen on {address}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [[], ["--http", f"{HOST}:0", "--poll", "5"], ["--poll", "0"]])
 def test_it_takes_one_source(veil, arguments):
     done = veil("watch", *arguments)

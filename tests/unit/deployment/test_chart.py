@@ -24,7 +24,7 @@ if helm_program() is None:
 
 PRODUCERS = {"veil-trigger", "veil-sqs", "veil-catch-up"}
 ROUTES = ("--set-json", 'settings.VEIL_ROUTES="s3://a=s3://b"')
-SENTINELS = "settings.VEIL_REDIS_URL=sentinels://veil@one\\,two:26380/3"
+SENTINELS = "settings.VEIL_REDIS_URL=sentinels://team%2Da@one\\,two:26380/3"
 # Each is merged with the default values, and renders the deployments that are named.
 VALUES = {
     "default": ([], {"veil-worker"}),
@@ -80,6 +80,14 @@ WRONG = {
     "secrets.all[0].variable=VEIL_REDIS_PASS": "secrets all 0 variable",
     "settings.VEIL_REDIS_URL=http://redis": "settings VEIL_REDIS_URL",
     "settings.VEIL_METRICS=null": "settings VEIL_METRICS",
+    "settings.VEIL_LEASE_SECONDS=100": "settings VEIL_LEASE_SECONDS 45",
+    "settings.VEIL_PROCESSES=abc": "settings VEIL_PROCESSES auto",
+    "settings.VEIL_METHOD=blurr": "settings VEIL_METHOD surround",
+    "settings.VEIL_REGION=2": "settings VEIL_REGION maximum",
+    "settings.VEIL_KEEP_GPS=near": "settings VEIL_KEEP_GPS rounded",
+    "settings.VEIL_MIRRORED=maybe": "settings VEIL_MIRRORED",
+    "settings.VEIL_RECEIPT_ACL=public-read": "settings VEIL_RECEIPT_ACL",
+    "settings.VEIL_ROUTES=nonsense": "settings VEIL_ROUTES s3",
     "secrets.store=null": "secrets store",
     "secrets.worker[0].value=a": "secrets worker 0 value",
     "triggers.sqs.enabled=true": "triggers sqs queueUrl",
@@ -137,6 +145,8 @@ REFUSED = {
     'triggers.webhook.args=["--poll=60"]': "use triggers.poll.enabled",
     'triggers.sqs.args=["--sqs","https://a"]': "use triggers.sqs.enabled",
     'triggers.poll.args=["--poll=60"]': "triggers.poll.args has --poll=60",
+    'worker.args=["--workers","2"]': "worker.args has --workers",
+    'worker.args=["-w2"]': "worker.replicas is their number",
     'review.args=["--http","127.0.0.1:1"]': "review.args has --http",
     'flower.args=["--url-prefix=a"]': "use flower.ingress.path",
     'flower.args=["--port","1"]': "the Service has port 5555",
@@ -458,7 +468,7 @@ def test_keda_and_the_policies_follow_the_address_of_redis(rendered):
     for trigger in triggers:
         assert trigger["type"] == "redis-sentinel"
         assert trigger["metadata"]["addresses"] == "one.veil:26379,two.veil:26380"
-        assert trigger["metadata"]["username"] == "veil"
+        assert trigger["metadata"]["username"] == "team-a"
         assert trigger["metadata"]["enableTLS"] == "true"
         assert trigger["metadata"]["databaseIndex"] == "3"
     _, redis = resources["NetworkPolicy", "veil-queue"]["spec"]["egress"]

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from celery.signals import heartbeat_sent
 
+from tasks.delivery.leases import Leases
 from tasks.routes import Route
 from tasks.telemetry.metrics import WORKER
 from worker import metrics
@@ -56,9 +58,15 @@ def test_the_gauges_follow_the_batcher_and_the_worker():
     del batcher
     gc.collect()
     assert value("veil_detector_queue_pictures") == 0
-    metrics.watch_worker()
+    leases = Leases()
+    metrics.watch_worker(leases)
     assert value("veil_in_hand_pictures") == 0
-    metrics._beat()
+    metrics.HEARTBEAT.set(0)
+    leases.is_refused = True
+    heartbeat_sent.send(None)
+    assert value("veil_worker_heartbeat_timestamp_seconds") == 0
+    leases.is_refused = False
+    heartbeat_sent.send(None)
     assert value("veil_worker_heartbeat_timestamp_seconds") == pytest.approx(time.time(), abs=5)
 
 

@@ -92,6 +92,8 @@ def test_receipts_may_differ_from_outputs(uploads):
             "VEIL_RECEIPT_ENCRYPTION",
         ),
         ({"upload_storage_class": "DEEP_ARCHIVE"}, "can't be read at once"),
+        ({"receipt_acl": "public-read"}, "VEIL_RECEIPT_ACL"),
+        ({"receipt_acl": "authenticated-read"}, "VEIL_RECEIPT_ACL"),
         ({"receipt_storage_class": "two words"}, "VEIL_RECEIPT_STORAGE_CLASS"),
         ({"upload_storage_class": "standard"}, "in capitals, like STANDARD_IA"),
         ({"upload_tags": "team"}, "'team' is no tag"),

@@ -126,6 +126,8 @@
 {{- range $name, $values := omit .Values.triggers "settings" }}
 {{- include "veil.refuseFlags" (dict "place" (printf "triggers.%s" $name) "args" $values.args "flags" $triggers) }}
 {{- end }}
+{{- $one := "a pod has one worker, and worker.replicas is their number" }}
+{{- include "veil.refuseFlags" (dict "place" "worker" "args" .Values.worker.args "flags" (dict "workers" $one "w" $one)) }}
 {{- include "veil.refuseFlags" (dict "place" "review" "args" .Values.review.args "flags" (dict "http" $host)) }}
 {{- $flower := dict "app" "it is tasks.app" "A" "it is tasks.app" "address" $host "port" "the Service has port 5555"
   "url-prefix" "use flower.ingress.path" "db" "use flower.existingClaim" "persistent" "use flower.existingClaim" }}
@@ -161,7 +163,7 @@
 {{- splitList ":" .Values.settings.VEIL_METRICS | last }}
 {{- end }}
 
-{{/* The parts of VEIL_REDIS_URL as YAML: tls, sentinels, user, hosts (with ports) and database. */}}
+{{/* The parts of VEIL_REDIS_URL as YAML: tls, sentinels, user (decoded), hosts (with ports) and database. */}}
 {{- define "veil.redis" -}}
 {{- $url := .Values.settings.VEIL_REDIS_URL }}
 {{- $pattern := "^(redis|sentinel)(s?)://(([^@/]*)@)?([^/?@]+)(/([0-9]*))?.*$" }}
@@ -173,7 +175,7 @@
 {{- end }}
 tls: {{ eq "s" (regexReplaceAll $pattern $url "${2}") }}
 sentinels: {{ $sentinels }}
-user: {{ regexReplaceAll $pattern $url "${4}" | trimSuffix ":" | quote }}
+user: {{ (regexReplaceAll $pattern $url "redis://redis/${4}" | trimSuffix ":" | urlParse).path | trimPrefix "/" | toJson }}
 hosts: {{ toJson $hosts }}
 database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
 {{- end }}

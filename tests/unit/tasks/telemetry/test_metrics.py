@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from tasks.app import app
-from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
+from tasks.errors import AddressInUse, SettingsInvalid, StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
 from tasks.settings import Settings
 from tasks.telemetry import metrics
@@ -172,7 +172,7 @@ def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
 def test_an_address_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(SettingsInvalid, match=f"VEIL_METRICS: {address} can't be served"):
+        with pytest.raises(AddressInUse, match=f"VEIL_METRICS: {address} can't be served"):
             metrics.serve(Settings(metrics=address), app, WORKER)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.errors import SettingsInvalid
 from worker.process import supervisor
 from worker.process.supervisor import environments, gpus, names
 from worker.settings import WorkerSettings
@@ -209,3 +210,10 @@ def test_workers_share_processors_devices_and_ports(monkeypatch):
         {"VEIL_PROCESSES": "2", "VEIL_METRICS": "[::1]:9102", "CUDA_VISIBLE_DEVICES": "0"},
     ]
     assert environments(WorkerSettings(processes=4), 2, []) == [{}, {}]
+
+
+def test_each_worker_needs_a_port_that_exists():
+    settings = WorkerSettings(metrics="127.0.0.1:65534", processes=1)
+    assert len(environments(settings, 2, [])) == 2
+    with pytest.raises(SettingsInvalid, match="3 workers need the ports 65534 to 65536"):
+        environments(settings, 3, [])
