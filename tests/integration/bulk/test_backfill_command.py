@@ -453,7 +453,7 @@ def test_a_run_with_nothing_to_do_says_nothing_of_endings(
         done = veil("backfill", archive.places.source, *flags, environment=settings)
         assert done.returncode == 0
         last = done.stderr.splitlines()[-1]
-        assert last.endswith("1 listed, 1 done already, 0 not selected, 0 (0 bytes) enqueued")
+        assert last.endswith("1 listed, 1 done already, 0 not selected, 0 enqueued")
 
 
 def test_while_messages_of_the_last_pass_wait_nothing_is_enqueued_nor_rehearsed(
