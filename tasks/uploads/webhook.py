@@ -16,11 +16,11 @@ import structlog
 from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from ..backoff import Backoff
-from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid, cannot_serve
+from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid
+from ..listening import sockets_at
 from ..publishing import Wanted
 from ..redis.clients import try_writing
 from ..redis.errors import connected
@@ -466,12 +466,7 @@ async def serve(
     too few files.
     """
     _allow_files(MAX_CONNECTIONS + OTHER_FILES)
-    try:
-        sockets = bind_sockets(port, host)
-    except OSError as error:
-        raise cannot_serve(
-            error, f"can't listen on {host}:{port}: {error.strerror}: give --http another address"
-        ) from None
+    sockets = sockets_at(host, port)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)

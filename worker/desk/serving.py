@@ -10,16 +10,15 @@ from urllib.parse import urlsplit
 
 import structlog
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 
 from tasks.bulk.places import Places
 from tasks.errors import (
     QueueUnavailable,
     SettingsInvalid,
     VeilError,
-    cannot_serve,
     log_fields,
 )
+from tasks.listening import sockets_at
 from tasks.records import review
 from tasks.redis.errors import connected
 from tasks.storage.s3 import ObjectStore
@@ -78,14 +77,7 @@ async def serve(celery: "App", settings: WorkerSettings, options: Options) -> No
 
     Raises AddressInUse, SettingsInvalid and QueueUnavailable.
     """
-    try:
-        sockets = bind_sockets(options.port, options.host)
-    except OSError as error:
-        raise cannot_serve(
-            error,
-            f"can't listen on {options.host}:{options.port}: {error.strerror}: "
-            "give --http another address",
-        ) from None
+    sockets = sockets_at(options.host, options.port)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)

@@ -232,14 +232,7 @@ def test_a_store_that_answers_headers_as_if_it_were_unavailable_is_one_and_has_a
 
 
 def test_a_refusal_of_one_object_is_no_matter_of_the_destination(amazon, place):
-    client = boto3.client(
-        "s3",
-        endpoint_url=amazon.client.meta.endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id="any",
-        aws_secret_access_key="any",
-    )
-    refusals(client, "MetadataTooLarge", "Your metadata headers exceed the size", 400)
+    client = refusing(amazon, "MetadataTooLarge", "Your metadata headers exceed the size", 400)
     with pytest.raises(Exception, match="MetadataTooLarge") as raised:
         amazon.run(store=ObjectStore(client))
     assert type(raised.value).__name__ == "StorageRejected"
