@@ -508,11 +508,10 @@ def _batch_size(settings: WorkerSettings, model: "Model") -> int:
 
 
 def _model_input(settings: WorkerSettings, model: "Model") -> "ModelInput":
-    from worker.detection.tiled import ModelInput
-    from worker.process.channel import MAX_CANVASES_AT_ONCE
+    from worker.detection.tiled import MAX_CANVASES_AT_ONCE, ModelInput
 
-    at_once = min(max(_batch_size(settings, model), model.lanes), MAX_CANVASES_AT_ONCE)
-    return ModelInput(model.fixed_size, at_once, has_few_shapes=model.on_gpu)
+    largest = min(max(_batch_size(settings, model), model.lanes), MAX_CANVASES_AT_ONCE)
+    return ModelInput(model.fixed_size, MAX_CANVASES_AT_ONCE, largest, model.on_gpu)
 
 
 def _limits(settings: WorkerSettings, view_seconds: float) -> "Limits":

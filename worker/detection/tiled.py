@@ -30,6 +30,8 @@ MAX_CLOSER_TILES = 128
 # A tile with a side of at most this many pixels is not divided again, however many faces the model
 # finds in it.
 MIN_DIVISIBLE_SIDE = 32
+# The most canvases of one picture that a model gets together.
+MAX_CANVASES_AT_ONCE = 8
 # The most canvases of one picture. Walls of small faces in 24 to 140 megapixels need 100 to 160.
 MAX_CANVASES = 1000
 
@@ -113,18 +115,25 @@ class ModelInput:
     """The canvases that a model takes.
 
     `fixed_size` is the size of a model that takes no other. A model `at_once` of several canvases
-    gets those of several tiles and passes together. One that `has_few_shapes` gets canvases with
-    sides of GPU_SIDES.
+    gets those of several tiles and passes together, as long as they have no more pixels than
+    `largest_at_once` of the largest size. One that `has_few_shapes` gets canvases with sides of
+    GPU_SIDES.
     """
 
     fixed_size: Size | None = None
     at_once: int = 1
+    largest_at_once: int = MAX_CANVASES_AT_ONCE
     has_few_shapes: bool = False
 
-    def canvas(self, part: Pixels) -> Pixels:
-        """Return the canvas that shows `part`, uint8 RGB [height, width, 3]."""
-        height, width = part.shape[:2]
-        return padded(part, self.fixed_size or canvas_size(height, width, self.has_few_shapes))
+    @property
+    def pixels_at_once(self) -> int:
+        """The most pixels of the canvases that the model gets together."""
+        height, width = self.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
+        return min(self.at_once, self.largest_at_once) * height * width
+
+    def canvas_size(self, height: int, width: int) -> Size:
+        """Return the size of the canvas that shows a part of `height` x `width` pixels."""
+        return self.fixed_size or canvas_size(height, width, self.has_few_shapes)
 
 
 ANY_SIZE = ModelInput()
@@ -141,6 +150,11 @@ class _Part:
     @property
     def pixels(self) -> Pixels:
         return self.image.pixels[self.tile]
+
+    def canvas_size(self, takes: ModelInput) -> Size:
+        """Return the size of the canvas that shows this part to a model that `takes` it."""
+        rows, columns = self.tile
+        return takes.canvas_size(rows.stop - rows.start, columns.stop - columns.start)
 
 
 @dataclass(frozen=True)
@@ -166,12 +180,15 @@ class TiledModel:
         """
         planned = [self._tiles(image) for image in images]
         found: list[list[tuple[Detections, Tile]]] = [[] for _ in images]
-        waiting: deque[_Part] = deque()
-        for number, (image, image_tiles) in enumerate(zip(images, planned, strict=True)):
-            waiting.extend(_Part(number, image, tile) for tile in image_tiles)
+        parts = [
+            _Part(number, image, tile)
+            for number, (image, image_tiles) in enumerate(zip(images, planned, strict=True))
+            for tile in image_tiles
+        ]
+        # The model's lanes are free at the same time if the largest is not the last.
+        waiting = deque(sorted(parts, key=self._pixels, reverse=True))
         while waiting:
-            together = [waiting.popleft() for _ in range(min(self.takes.at_once, len(waiting)))]
-            for part, detections, is_full in self._detect_in(together):
+            for part, detections, is_full in self._detect_in(self._next(waiting)):
                 found[part.number].append((detections, part.tile))
                 if is_full:
                     waiting.extendleft(reversed(list(_quarters(part))))
@@ -179,6 +196,22 @@ class TiledModel:
             _joined(image, parts, len(parts) > len(tiles_of_image))
             for image, parts, tiles_of_image in zip(images, found, planned, strict=True)
         ]
+
+    def _next(self, waiting: deque[_Part]) -> list[_Part]:
+        """Take the parts that the model gets together from the left of `waiting`."""
+        together = [waiting.popleft()]
+        pixels = self._pixels(together[0])
+        while waiting and len(together) < self.takes.at_once:
+            pixels += self._pixels(waiting[0])
+            if pixels > self.takes.pixels_at_once:
+                break
+            together.append(waiting.popleft())
+        return together
+
+    def _pixels(self, part: _Part) -> int:
+        """Return the number of pixels of the canvas that shows `part`."""
+        height, width = part.canvas_size(self.takes)
+        return height * width
 
     def _tiles(self, image: PassImage) -> list[Tile]:
         """Return the tiles of `image` that are given to the model."""
@@ -211,7 +244,7 @@ class TiledModel:
         The third value says whether its quarters have to follow, because the model returned as many
         faces as it can.
         """
-        canvases = [self.takes.canvas(part.pixels) for part in parts]
+        canvases = [padded(part.pixels, part.canvas_size(self.takes)) for part in parts]
         answers = self.infer(canvases)
         for part, canvas, answer in zip(parts, canvases, answers, strict=True):
             found = credible(answer, canvas.shape[1], canvas.shape[0], self.least_score)

@@ -53,7 +53,7 @@ def usual_shapes(detector: ScaledDetector) -> list[Shape]:
     Closer passes, which depend on what the others find, add the shape of their tiles.
     """
     size = detector.takes.fixed_size or (CLOSER_TILE_SIDE, CLOSER_TILE_SIDE)
-    shapes: set[Shape] = {detector.takes.canvas(np.zeros((*size, 3), np.uint8)).shape}
+    shapes: set[Shape] = {(*detector.takes.canvas_size(*size), 3)}
     for sides in USUAL_PICTURES:
         for height, width in (sides, sides[::-1]):
             picture = np.zeros((height, width, 3), np.uint8)

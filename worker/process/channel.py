@@ -32,7 +32,7 @@ from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason, Rule
 from worker.anonymizer import Limits
 from worker.detection.faces import Detections, Sightings
 from worker.detection.labelled import Search
-from worker.detection.tiled import ModelInput
+from worker.detection.tiled import MAX_CANVASES_AT_ONCE, ModelInput
 from worker.images.formats import CONTENT_TYPES
 from worker.images.viewing import View
 from worker.masking.regions import MaskStyle
@@ -43,7 +43,6 @@ MAX_FACES = 500_000  # of one kind in a result
 MAX_MESSAGE_BYTES = 64 << 20  # Each face has about 90 bytes.
 MAX_ERROR_LENGTH = 2000  # characters
 MAX_NOTE, MAX_NOTES = 500, 20  # characters of a note on a file, and such notes
-MAX_CANVASES_AT_ONCE = 8
 # The errors that the anonymizer raises. A picture process can raise no other error in a worker.
 ERRORS: dict[str, type[VeilError]] = {
     error.__name__: error

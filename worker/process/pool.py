@@ -29,8 +29,8 @@ import structlog
 from tasks.delivery.work_lock import WorkLock
 from tasks.errors import Busy, PictureProcessLost
 from worker.anonymizer import STALL_MARGIN_SECONDS, OnStage
-from worker.detection.canvas import MAX_CANVAS_SIDE, SIDE_MULTIPLE
-from worker.detection.tiled import Infer, ModelInput
+from worker.detection.canvas import SIDE_MULTIPLE
+from worker.detection.tiled import Infer
 from worker.pixels import Pixels
 from worker.process import allocator
 from worker.process.channel import (
@@ -163,7 +163,7 @@ class PictureProcess:
         self._configuration = configuration
         largest = max(configuration.limits.max_bytes, configuration.output_bytes)
         _fix_size(self._pictures, largest)
-        canvas_bytes = max(map(_canvas_bytes, configuration.inputs))
+        canvas_bytes = 3 * max(takes.pixels_at_once for takes in configuration.inputs)
         _fix_size(self._canvas_file, canvas_bytes)
         self._canvases = np.frombuffer(mmap.mmap(self._canvas_file, canvas_bytes), np.uint8)
         with self._deaths(["starting"]):
@@ -588,12 +588,6 @@ def _memory_file(name: str, opened: ExitStack) -> int:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     opened.callback(os.close, descriptor)
     return descriptor
-
-
-def _canvas_bytes(takes: ModelInput) -> int:
-    """Return the bytes of the canvases that a model with the input `takes` has at once."""
-    height, width = takes.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
-    return takes.at_once * height * width * 3
 
 
 def _fix_size(file: int, size: int) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,6 +39,17 @@ def test_pictures_have_the_size_and_the_proportions_that_are_asked_for(photograp
 
     assert image.width * image.height == pytest.approx(megapixels * 1e6, rel=0.01)
     assert image.width / image.height == pytest.approx(4 / 3, rel=0.01)
+
+
+def test_a_smaller_photograph_keeps_its_pixels_and_is_mirrored_beyond_its_edges(monkeypatch):
+    small = np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8)
+    monkeypatch.setattr(pictures, "photographs", lambda count: iter([Image.fromarray(small)]))
+
+    (image,) = pictures.of_size(1, 0.24)
+
+    pixels = np.asarray(image)
+    assert np.array_equal(pixels[:300, :400], small)
+    assert np.array_equal(pixels[300:, :400], small[::-1][: len(pixels) - 300])
 
 
 def test_large_pictures_are_tiled_from_four_different_ones(photographs):

@@ -194,6 +194,26 @@ def test_the_tiles_of_several_passes_are_given_together_and_found_as_one_by_one(
         assert one.is_full == other.is_full == bool(full)
 
 
+@pytest.mark.parametrize(("fixed_size", "largest"), [(None, 2), ((320, 640), 3)])
+def test_canvases_given_together_have_no_more_pixels_than_so_many_of_the_largest_size(
+    fixed_size, largest
+):
+    takes = ModelInput(fixed_size, 8, largest_at_once=largest)
+    calls = []
+
+    def infer(canvases):
+        calls.append([canvas.shape[0] * canvas.shape[1] for canvas in canvases])
+        return [found() for _ in canvases]
+
+    passes = [*images(3), image(100, 100, Pass(1.0, is_finest=False))]
+    TiledModel(infer, 0.3, 0.5, takes).detect(passes)
+
+    assert max(sum(areas) for areas in calls) <= takes.pixels_at_once
+    assert max(len(areas) for areas in calls) == (largest if fixed_size else largest + 3)
+    areas = [area for call in calls for area in call]
+    assert areas == sorted(areas, reverse=True)
+
+
 def test_a_model_of_few_shapes_gets_few_shapes():
     model = Model(found())
     for width in range(70, 2000, 90):
