@@ -44,6 +44,8 @@ STATES: tuple[State, ...] = (
 # The line for people has these also if their count is 0; CHOSEN if only some are asked for.
 COUNTED: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held")
 CHOSEN: tuple[State, ...] = ("current", "stale")
+# The states of outputs that have the name of a source.
+MATCHED: tuple[State, ...] = ("current", "stale", "taken")
 # What to do about states that no worker can repair.
 ADVICE: dict[State, str] = {
     "dead": "once the cause is gone, veil dead retry SOURCE enqueues the picture again",
@@ -153,6 +155,12 @@ def reconcile(
             seconds = time.monotonic() - started
             shown = COUNTED if only.everything else CHOSEN
             _print_counts(reconciliation, shown, recipe, places.route.name, seconds, as_json)
+            counts = reconciliation.counts
+            if places.are_hashed and counts["orphan"] and not any(map(counts.get, MATCHED)):
+                print_note(
+                    "no output has the name of a source: if VEIL_NAMES_KEY is not the secret of "
+                    "the workers here, everything is told wrongly"
+                )
 
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)

@@ -197,6 +197,18 @@ def test_reconcile_names_what_is_wrong_and_has_it_repaired(
     wait_until(lambda: summary_of(run("reconcile", raw.uri(school), "--json"))["current"] == 3)
 
 
+def test_another_secret_of_names_is_suspected_where_no_output_has_the_name_of_a_source(
+    anonymized, veil, environment, raw, school
+):
+    _, variables = environment
+    other = {**variables, "VEIL_NAMES_KEY": "o" * 32}
+    done = veil("reconcile", raw.uri(school), "--json", environment=other)
+    assert (summary_of(done)["missing"], summary_of(done)["orphan"]) == (4, 4)
+    assert "if VEIL_NAMES_KEY is not the secret of the workers here" in done.stderr
+    right = veil("reconcile", raw.uri(school), "--json", environment=variables)
+    assert "VEIL_NAMES_KEY" not in right.stderr
+
+
 def test_receipts_lead_to_the_sources_they_are_verified_with(anonymized, run, raw, clean, school):
     outputs = {source: output_of(run, source) for source in anonymized.values()}
     whole = run("receipt", "verify", clean.uri(school), "--json")
