@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
@@ -28,12 +28,8 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from tasks.app import App
 
-# Printable ASCII without spaces, and as long as a receipt key: too long to guess if it is random.
-
 HOLD_SECONDS, OVERLAP_SECONDS = 4.0, 3600.0
 API_SECONDS = 3.0  # for Redis to answer a request of the HTTP API; then the answer is 503
-
-EventSource = Literal["sqs", "http", "poll"]
 
 log = structlog.get_logger("veil")
 
@@ -137,7 +133,7 @@ def watch(
     return ExitCode.OK
 
 
-def _one_source(given: Mapping[EventSource, object]) -> EventSource:
+def _one_source(given: Mapping[metrics.Source, object]) -> metrics.Source:
     sources = [name for name, value in given.items() if value is not None]
     if len(sources) != 1:
         raise typer.BadParameter("give one of --sqs, --http and --poll")
