@@ -51,7 +51,7 @@ SCORE = 0.15
 
 @pytest.fixture(scope="module", autouse=True)
 def small_network_of_every_part():
-    """Give D0 a shallow backbone and a narrow pyramid, to build and save it in a third of the time."""
+    """Give D0 a shallow backbone and a narrow pyramid, which are built and saved quickly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras.applications, "EfficientNetB0", shallow_b0)
         patch.setitem(SIZES, "d0", Size("EfficientNetB0", 128, channels=16, layers=1))
