@@ -1,9 +1,12 @@
-"""A small network for tests of training, with the outputs of an EfficientDet."""
+"""Small networks for tests of training, with the outputs of an EfficientDet."""
 
+from importlib import import_module
 from typing import Any
 
 from training.backend import keras, layers
 from training.efficientdet.anchors import PER_POINT, STRIDES
+
+EFFICIENTNET = import_module(keras.applications.EfficientNetB0.__module__)
 
 
 def small_network(size: str, classes: int = 1) -> Any:
@@ -31,3 +34,12 @@ def small_network(size: str, classes: int = 1) -> Any:
             levels.append(layers.Reshape((-1, values))(last[name](level)))
         said[name] = layers.Concatenate(axis=1)(levels)
     return keras.Model(pictures, said)
+
+
+def shallow_b0(**options: Any) -> Any:
+    """Return an EfficientNetB0 with one block in place of up to four of a kind.
+
+    It is traced in half of the time.
+    """
+    width, depth, side = 1.0, 0.01, 224
+    return EFFICIENTNET.EfficientNet(width, depth, side, weights_name="b0", **options)

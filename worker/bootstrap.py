@@ -286,15 +286,14 @@ def build_viewer(settings: WorkerSettings, processes: int) -> "FileAnonymizer":
     """
     from worker.anonymizer import Anonymizer
     from worker.detection.labelled import LabelledDetector, Search
-    from worker.detection.tiled import ModelInput
+    from worker.detection.tiled import ANY_SIZE
     from worker.isolated import IsolatedAnonymizer
     from worker.process.pool import PicturePool
 
     def refuse(_canvases: "Sequence[Pixels]") -> "list[Detections]":
         raise ModelInvalid("this process only shows pictures, and has no model")
 
-    takes = ModelInput(None, 1, False)
-    search = Search(FACE, 0, settings.pass_settings(), 0.5, 0.5, takes, seconds=1, classes={})
+    search = Search(FACE, 0, settings.pass_settings(), 0.5, 0.5, ANY_SIZE, seconds=1, classes={})
     detector = LabelledDetector([search], [refuse], 1, lambda *_: None)
     limits = _limits(settings, detector.seconds)
     local = Anonymizer(detector=detector, style=mask_style(settings), limits=limits)
@@ -303,7 +302,7 @@ def build_viewer(settings: WorkerSettings, processes: int) -> "FileAnonymizer":
         return local
     pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
     handling = _handling(settings, detector, limits)
-    pool.configure(_configuration(settings, [takes], (FACE,), [handling], runs_for_long=True))
+    pool.configure(_configuration(settings, [ANY_SIZE], (FACE,), [handling], runs_for_long=True))
     return IsolatedAnonymizer(local, pool, detector.infer, settings.anonymizer_seconds())
 
 
@@ -511,7 +510,12 @@ def _model_input(settings: WorkerSettings, model: "Model") -> "ModelInput":
     from worker.detection.tiled import MAX_CANVASES_AT_ONCE, ModelInput
 
     largest = min(max(_batch_size(settings, model), model.lanes), MAX_CANVASES_AT_ONCE)
-    return ModelInput(model.fixed_size, MAX_CANVASES_AT_ONCE, largest, model.on_gpu)
+    return ModelInput(
+        model.fixed_size,
+        at_once=MAX_CANVASES_AT_ONCE,
+        largest_at_once=largest,
+        has_few_shapes=model.on_gpu,
+    )
 
 
 def _limits(settings: WorkerSettings, view_seconds: float) -> "Limits":

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,7 @@ class ModelInput:
     """
 
     fixed_size: Size | None = None
+    _: KW_ONLY
     at_once: int = 1
     largest_at_once: int = MAX_CANVASES_AT_ONCE
     has_few_shapes: bool = False

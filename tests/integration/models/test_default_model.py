@@ -190,7 +190,9 @@ def test_canvases_of_few_shapes_in_batches_show_the_same_faces(as_on_gpu, sample
     plain = ScaledDetector(
         one_by_one(lambda canvas: as_on_gpu.predict(canvas[None])[0]), look, threshold
     )
-    batched = ScaledDetector(batcher.infer, look, threshold, ModelInput(None, 8, True))
+    batched = ScaledDetector(
+        batcher.infer, look, threshold, ModelInput(at_once=8, has_few_shapes=True)
+    )
 
     expected, found = plain.detect(picture), batched.detect(picture)
 

@@ -127,19 +127,22 @@ def copied(run, tmp_path):
     return Run.load(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", [NETWORK, DIFFERENCE, WEIGHTS])
-def test_a_damaged_result_is_named_and_made_anew_from_the_last_checkpoint(
-    copied, run, dataset, name, tmp_path
+def test_damaged_results_are_named_and_made_anew_from_the_last_checkpoint(
+    copied, run, dataset, tmp_path
 ):
-    file = copied.folder / name
-    file.write_bytes(file.read_bytes()[:20])
-
     advice = f"remove {copied.folder / WEIGHTS}, and give the same `veil train fit` with --finish"
-    with pytest.raises(TrainingFailed, match=re.escape(advice)) as refused:
-        exporting.export(copied, tmp_path / "export", 0.17)
-    assert name in str(refused.value)
-    assert not (tmp_path / "export").exists()
+    for name in (NETWORK, DIFFERENCE, WEIGHTS):
+        file = copied.folder / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:20])
+        with pytest.raises(TrainingFailed, match=re.escape(advice)) as refused:
+            exporting.export(copied, tmp_path / "export", 0.17)
+        assert name in str(refused.value)
+        assert not (tmp_path / "export").exists()
+        file.write_bytes(whole)
 
+    for name in (NETWORK, DIFFERENCE):
+        (copied.folder / name).write_bytes(b"damaged")
     (copied.folder / WEIGHTS).unlink()
     fitting.fit(copied, dataset, DEFAULT, 1, lambda line: None, ends_here=True)
     assert (copied.folder / WEIGHTS).read_bytes() == (run.folder / WEIGHTS).read_bytes()

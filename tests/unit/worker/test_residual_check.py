@@ -345,7 +345,7 @@ def test_of_the_faces_that_are_found_in_the_output_only_strong_ones_count():
 
 
 def search(label, threshold):
-    takes = ModelInput(None, 1, False)
+    takes = ModelInput()
     passes = PRESETS["balanced"]
     return Search(label, 0, passes, threshold, threshold, takes, seconds=1, classes={})
 

@@ -183,7 +183,9 @@ def test_the_tiles_of_several_passes_are_given_together_and_found_as_one_by_one(
     alone, together = Together(full), Together(full)
     expected = TiledModel(alone.infer, 0.3, 0.5).detect(passes)
 
-    found_together = TiledModel(together.infer, 0.3, 0.5, ModelInput(None, at_once)).detect(passes)
+    found_together = TiledModel(together.infer, 0.3, 0.5, ModelInput(at_once=at_once)).detect(
+        passes
+    )
 
     assert sum(together.calls) == sum(alone.calls) >= 6
     assert max(together.calls) == min(at_once, sum(alone.calls))
@@ -198,7 +200,7 @@ def test_the_tiles_of_several_passes_are_given_together_and_found_as_one_by_one(
 def test_canvases_given_together_have_no_more_pixels_than_so_many_of_the_largest_size(
     fixed_size, largest
 ):
-    takes = ModelInput(fixed_size, 8, largest_at_once=largest)
+    takes = ModelInput(fixed_size, at_once=8, largest_at_once=largest)
     calls = []
 
     def infer(canvases):
