@@ -131,6 +131,11 @@ def without_rate(work: Status) -> Status:
     return replace(work, per_second=0.0, seconds_left=_seconds_left(pictures, 0.0))
 
 
+def run_without_rate(run: RunStatus) -> RunStatus:
+    """Return `run` with an unknown rate, and so a time left only if nothing is left."""
+    return replace(run, per_second=0.0, seconds_left=None if run.left else run.seconds_left)
+
+
 def _pictures(waiting: Sequence[QueueStatus], in_flight: int) -> int:
     return in_flight + sum(queue.waiting for queue in waiting)
 

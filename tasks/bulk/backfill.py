@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import WatchError
 
 from ..backoff import ReportingBackoff
-from ..errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient
+from ..errors import AccessDenied, QueueUnavailable, RunTakenOver, SettingsInvalid, Transient
 from ..messages import BACKFILL
 from ..publishing import Backpressure, Publisher, Wanted
 from ..records import dead_letters, outcomes
 from ..redis.errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
 from . import runs
-from .comparison import Compared, compare
+from .comparison import Compared, compare, settle
 from .places import Places
 from .runs import Page, Run
 
@@ -111,8 +111,11 @@ class SourcePages:
         recipe: str | None,
         after: str = "",
     ) -> None:
+        self._store = store
         self._places = places
         self._selection = selection
+        self._recipe = recipe
+        self._may_read = True
         self._sources = _with_source(compare(store, places, recipe, after, with_orphans=False))
         self._next = next(self._sources, None)
 
@@ -136,12 +139,26 @@ class SourcePages:
         page.listed += 1
         if not self._selection.takes(source):
             page.ignored += 1
-        elif compared.is_current:
+        elif compared.is_current or self._was_released(compared):
             page.skipped += 1
         else:
             self._check_keys(compared)
             page.source_bytes += source.size
             page.wanted.append(wanted(self._places, source))
+
+    def _was_released(self, compared: Compared) -> bool:
+        """Return whether a picture is current that was held before.
+
+        A user who may only list does not know: then it is enqueued, and a worker skips it.
+        """
+        if not (compared.may_be_released and self._may_read):
+            return False
+        try:
+            settled = settle(self._store, self._places, self._recipe, compared)
+        except AccessDenied:
+            self._may_read = False
+            return False
+        return settled is not None and settled.state == "current"
 
     def _check_keys(self, compared: Compared) -> None:
         """Raise SettingsInvalid if only a receipt key can tell whether a picture is done.

@@ -37,13 +37,16 @@ class Compared:
     """A source, or an output without a source, as the listings have it.
 
     `key` is that of the output. `source` is None for an output without a source. `is_current` is
-    False if the picture may not be done. `receipts` are the names of its receipts.
+    False if the picture may not be done. `receipts` are the names of its receipts. If
+    `may_be_released` is true, one of them may be that of a current output, and another one is that
+    of a hold: only their contents tell which came last.
     """
 
     key: str
     source: StoredObject | None
     is_current: bool
     receipts: tuple[ReceiptName, ...] = ()
+    may_be_released: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,16 @@ def _compared(
         yield from listings.outputs_before_source()
         key = sources.key
         listed_outputs, names = listings.take(key)
-        is_current = (
-            len(listed_outputs) == len(names) == 1
-            and _is_of_version(places, source, recipe, names[0])
-            and names[0].may_be_of(source, listed_outputs[0])
+        has_current = len(listed_outputs) == 1 and any(
+            _is_of_version(places, source, recipe, name)
+            and name.may_be_of(source, listed_outputs[0])
             # Without a keyed mark only the signature can prove the receipt.
-            and (is_keyed(names[0].etag) or not places.marks.are_keyed)
-            and not _may_have_more(key, listings.receipts.key)
+            and (is_keyed(name.etag) or not places.marks.are_keyed)
+            for name in names
         )
-        yield Compared(key, source, is_current, tuple(names))
+        is_only = len(names) == 1 and not _may_have_more(key, listings.receipts.key)
+        was_held = any(name.size == 0 for name in names)
+        yield Compared(key, source, has_current and is_only, tuple(names), has_current and was_held)
         sources.advance()
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)

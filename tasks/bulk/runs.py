@@ -113,8 +113,7 @@ def require(redis: Any, name: str) -> Run:
     """Return the run `name`. Raise InvalidRequest if Redis has none."""
     run = read(redis, name)
     if run is None:
-        known = ", ".join(names(redis)) or "none"
-        raise InvalidRequest(f"there is no run {name!r:.100}: known are {known}")
+        raise InvalidRequest(f"there is no run {name!r:.100}: veil status --runs lists them")
     return run
 
 
@@ -154,13 +153,13 @@ def cancel(redis: Any, name: str) -> int:
     """End the run `name`, take its waiting messages off the queue, and return their number.
 
     A process that works on the run adds nothing more: the checkpoint is no longer its own.
-    Messages in hand stay, and those of other runs. Raise InvalidRequest if there is no such run, or
-    if none of its messages is left.
+    Messages in hand stay, and those of other runs. A cancelled run may be cancelled again. Raise
+    InvalidRequest if there is no such run, or if it is finished and none of its messages is left.
     """
 
     def end(pipe: Any) -> Run:
         run = require(pipe, name)
-        if run.state == "finished" and is_through(redis, run):
+        if run.state == "finished" and not queues.holds(redis, BACKFILL, name):
             raise InvalidRequest(f"no message of {name} is left: there is nothing to cancel")
         cancelled = replace(run, state="cancelled", owner="", updated=time.time())
         pipe.multi()

@@ -109,6 +109,17 @@ def in_hand(redis: Any, run: str | None = None) -> int:
     return count
 
 
+def holds(redis: Any, queue: str, run: str) -> bool:
+    """Return whether a message of `run` waits on `queue`, or is in hand. This reads all of both."""
+    for name in _lists(queue):
+        # New messages come in at this end of the list: what moves is read twice, none left out.
+        for start in range(0, redis.llen(name), BATCH_SIZE):
+            batch = redis.lrange(name, start, start + BATCH_SIZE - 1)
+            if any(_is_of(message, run) for message in batch):
+                return True
+    return in_hand(redis, run) > 0  # read last, because workers take messages meanwhile
+
+
 def remove(redis: Any, queue: str, run: str) -> int:
     """Remove the messages of `run` that wait on `queue`, and return their number.
 
@@ -120,7 +131,7 @@ def remove(redis: Any, queue: str, run: str) -> int:
         while messages := redis.lrange(name, start, start + BATCH_SIZE - 1):
             with redis.pipeline(transaction=False) as pipe:
                 for message in messages:
-                    if _headers(_parsed(message)).get(RUN_HEADER) == run:
+                    if _is_of(message, run):
                         pipe.lrem(name, 1, message)
                 gone = sum(pipe.execute())
             # New messages come in at this end of the list: what moved is read twice, none left out.
@@ -173,6 +184,11 @@ def _is_for_veil(message: Any) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(request, dict) and request.get("task") == TASK
+
+
+def _is_of(message: bytes, run: str) -> bool:
+    """Return whether `message`, as it waits in a list, belongs to `run`."""
+    return bool(_headers(_parsed(message)).get(RUN_HEADER) == run)
 
 
 def _lists(queue: str) -> list[str]:

@@ -95,7 +95,8 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
         return QueueUnavailable(f"{root!s}")
     if any(isinstance(cause, OutOfMemoryError) for cause in chain):
         return QueueUnavailable(
-            "Redis is full (maxmemory): let the workers catch up, or give it more"
+            "Redis is full (maxmemory): give it more memory, or, if messages wait, let the workers "
+            "catch up"
         )
     if isinstance(root, ResponseError) and NO_REPLICAS in str(root):
         return QueueUnavailable(

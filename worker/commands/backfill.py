@@ -23,7 +23,13 @@ from tasks.bulk.backfill import PAGE, Backfill, Selection, SourcePages
 from tasks.bulk.inventory import Inventory
 from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
-from tasks.errors import InvalidRequest, InventoryInvalid, QueueUnavailable, RunTakenOver
+from tasks.errors import (
+    InvalidRequest,
+    InventoryInvalid,
+    NothingFound,
+    QueueUnavailable,
+    RunTakenOver,
+)
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes, queues
 from tasks.records.dead_letters import DeadLetter
@@ -114,7 +120,10 @@ Recipe = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count what would be enqueued.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget the progress of the run.")]
 Wait = Annotated[
-    bool, typer.Option(help="Wait until every picture has ended; exit with 1 if one died.")
+    bool,
+    typer.Option(
+        help="Wait until every picture has ended; exit with 1 if one died or was not counted."
+    ),
 ]
 Follow = Annotated[
     str | None,
@@ -170,9 +179,9 @@ def backfill(
     the queue `backfill`, behind every upload. After a stop or a kill the same command continues
     the run; once a run is through, it begins another pass.
 
-    Exit with 1 if there is no source or if a picture died (with --wait or --follow), and with 3
-    after SIGTERM, if another process has taken the run over or cancelled it, or if a followed run
-    was stopped, cancelled or killed.
+    Exit with 1 if no source is selected or, with --wait or --follow, if a picture died or was not
+    counted. Exit with 3 after SIGTERM, if another process has taken the run over or cancelled it,
+    or if a followed run was stopped, cancelled or killed.
 
     Example: veil backfill s3://camera-uploads/2026 --wait
     """
@@ -284,8 +293,9 @@ def _run(
     except RunTakenOver as error:
         display.note(str(error))
         return ExitCode.STOPPED
-    died = display.summarize()
-    return ExitCode.ok_if(not (wait and died))
+    lost = display.summarize()
+    display.require_selected()
+    return ExitCode.ok_if(not (wait and lost))
 
 
 def _rehearse(producer: Backfill, display: "Display", restart: bool) -> ExitCode:
@@ -295,6 +305,7 @@ def _rehearse(producer: Backfill, display: "Display", restart: bool) -> ExitCode
     for page in rehearsed:
         display.show(page)
     display.summarize()
+    display.require_selected()
     return ExitCode.OK
 
 
@@ -310,11 +321,12 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
             with best_effort():
                 display.summarize_so_far()
             raise
-        died = display.summarize()
+        lost = display.summarize()
         if last.run.state != "finished":
             display.note(f"the run {name} {_interruption(last)}")
             return ExitCode.STOPPED
-    return ExitCode.ok_if(not died)
+        display.require_selected()
+    return ExitCode.ok_if(not lost)
 
 
 def _interruption(reading: Reading) -> str:
@@ -374,8 +386,9 @@ def _show_until_through(
 ) -> Reading:
     """Show a run until none of its messages is left, or it is abandoned; return the last reading.
 
-    With `is_enqueued`, which says that all messages were put on the queue, return at once if the
-    state of the run in Redis says otherwise.
+    Return at once if it is cancelled: workers finish what they have in hand. With `is_enqueued`,
+    which says that all messages were put on the queue, return at once if the state of the run in
+    Redis says otherwise.
     """
     backoff = ReportingBackoff(display.note)
     last_ended, quiet_since = -1, time.monotonic()
@@ -385,7 +398,7 @@ def _show_until_through(
         was_away = time.monotonic() - asked_at > POLL_SECONDS
         current, ended = reading.run, sum(reading.counts.values())
         display.show(current, reading.counts, reading.is_through)
-        if is_enqueued and current.state != "finished":
+        if current.state == "cancelled" or (is_enqueued and current.state != "finished"):
             return reading
         is_abandoned = current.state == "abandoned"
         is_quiet = is_abandoned or (current.state != "running" and reading.is_through)
@@ -521,25 +534,30 @@ class Display:
         self.summarize_so_far()
 
     def summarize(self) -> int:
-        """Print the outcomes of the run so far, and return how many of its pictures died."""
+        """Print the outcomes of the run so far, and return how many of its pictures were lost.
+
+        These are the dead ones and, if no message of the run is left, those that were not counted.
+        """
         current = self._last
         assert current is not None
         self._count()
         died = self._counts.get("dead", 0)
+        is_uncounted = self._shown_state(current) == "uncounted"
+        lost = died + (current.enqueued - self._ended if is_uncounted else 0)
         if self._as_json:
             self._print_summary(current)
-            return died
+            return lost
         if died:
             self._name_dead(current)
         if quiet():
-            return died
+            return lost
         listed = (
             f"{current.listed:,} listed, {current.skipped:,} done already, "
             f"{current.ignored:,} not selected"
         )
         if self._is_rehearsal:
             self.note(f"{listed}, {self._rehearsed(current)}")
-            return died
+            return lost
         # A cancelled run has the bytes of its removed messages too.
         size = f" ({decimal(current.source_bytes)})" if current.enqueued else ""
         share = ""
@@ -547,7 +565,17 @@ class Display:
             share = f", {self._newly_enqueued(current):,} of them by this command"
         endings = f"; {Endings(self._counts)}" if current.enqueued else ""
         self.note(f"{current.name}: {listed}, {current.enqueued:,}{size} enqueued{share}{endings}")
-        return died
+        return lost
+
+    def require_selected(self) -> None:
+        """Raise NothingFound if the whole listing has no source that the run selects."""
+        current = self._last
+        assert current is not None
+        if current.state == "finished" and current.listed == current.ignored:
+            raise NothingFound(
+                f"no object below {current.source} is selected, of {current.listed:,}: "
+                "correct --since, --until and --suffix, or the suffixes of the route"
+            )
 
     def _rehearsed(self, current: Run) -> str:
         """Return what the command would enqueue, and to which run it would add that."""
@@ -568,6 +596,9 @@ class Display:
     @property
     def _ended(self) -> int:
         return sum(self._counts.values())
+
+    def _shown_state(self, current: Run) -> str:
+        return runs.shown_state(current, self._ended, self._is_through)
 
     def _count(self) -> None:
         if self._is_rehearsal or self._last is None:
@@ -628,7 +659,7 @@ class Display:
         """Return the fields that every JSON object about a run has."""
         return {
             "run": current.name,
-            "state": runs.shown_state(current, self._ended, self._is_through),
+            "state": self._shown_state(current),
             "listed": current.listed,
             "ignored": current.ignored,
             "skipped": current.skipped,

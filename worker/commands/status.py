@@ -38,6 +38,7 @@ LIVE_SECONDS = 2.0  # between two refreshes, by default
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
 WARNING = "bold yellow"
 MAX_STRAY_SHOWN = 5  # stray lists, each on a line
+NO_WORKER = "no worker answers, so the time left is unknown: start `veil worker`"
 # The rows of the table of all work: the name of a figure, and its meaning.
 MEANINGS = {
     "in hand": "messages that workers hold",
@@ -99,9 +100,9 @@ def status(
 
     def read() -> View:
         if runs:
-            return _runs_view(progress.runs(redis))
+            return _runs_view(celery, progress.runs(redis))
         if run is not None:
-            return _run_view(redis, run)
+            return _run_view(celery, redis, run)
         work = progress.read(redis)
         if not workers:
             return _work_view(work)
@@ -253,10 +254,13 @@ def _shared_name_lines(alive: Sequence[str]) -> list[RenderableType]:
     ]
 
 
-def _run_view(redis: Any, name: str) -> View:
+def _run_view(celery: "App", redis: Any, name: str) -> View:
     found = progress.read_run(redis, name)
     if found is None:
         raise RunUnknown(f"Redis knows no run {name!r:.100}: veil status --runs lists them")
+    is_worked_on = _is_worked_on(celery, [found])
+    if not is_worked_on:
+        found = progress.run_without_rate(found)
     figures = {
         "run": found.run,
         "state": found.state,
@@ -279,11 +283,14 @@ def _run_view(redis: Any, name: str) -> View:
         "%": "of all sources, once they are listed",
         "pictures/s": MEANINGS["pictures/s"],
     }
-    tables: list[RenderableType] = [_figures_table(figures, meanings)]
-    return View([asdict(found)], tables + _repair_lines([found]))
+    tables = [_figures_table(figures, meanings), *_repair_lines([found], is_worked_on)]
+    return View([asdict(found)], tables)
 
 
-def _runs_view(runs: list[RunStatus]) -> View:
+def _runs_view(celery: "App", runs: list[RunStatus]) -> View:
+    is_worked_on = _is_worked_on(celery, runs)
+    if not is_worked_on:
+        runs = [progress.run_without_rate(run) for run in runs]
     table = _table("run", "state", "listed", "left", "failed", "%", "time left")
     for run in runs:
         table.add_row(
@@ -295,12 +302,28 @@ def _runs_view(runs: list[RunStatus]) -> View:
             _percent(run),
             duration(run.seconds_left),
         )
-    return View([asdict(run) for run in runs], [table, *_repair_lines(runs)])
+    return View([asdict(run) for run in runs], [table, *_repair_lines(runs, is_worked_on)])
 
 
-def _repair_lines(runs: Sequence[RunStatus]) -> list[RenderableType]:
-    """Return a line for each run whose process was killed, or that has uncounted pictures."""
-    lines = []
+def _is_worked_on(celery: "App", runs: Sequence[RunStatus]) -> bool:
+    """Return False if a picture of `runs` is left and no worker answers.
+
+    The rate is then that of workers that are gone. Workers are asked only if a picture is left.
+    """
+    if not any(run.left for run in runs):
+        return True
+    try:
+        return bool(answering_workers(celery))
+    except QueueUnavailable:  # A full Redis takes no question.
+        return True
+
+
+def _repair_lines(runs: Sequence[RunStatus], is_worked_on: bool) -> list[RenderableType]:
+    """Return a line for each run whose process was killed, or that has uncounted pictures.
+
+    There is one more if none `is_worked_on`.
+    """
+    lines = [] if is_worked_on else [NO_WORKER]
     for run in runs:
         if run.abandoned_since is not None:
             since = _moment(run.abandoned_since)

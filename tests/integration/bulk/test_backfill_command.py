@@ -335,12 +335,87 @@ def test_a_cancelled_run_loses_its_waiting_messages_and_no_other_run_does(
     followed = veil("backfill", "--follow", run, environment=environment)
     assert followed.returncode == 3
     assert followed.stderr.endswith(f"{run} was cancelled: its command begins it anew\n")
+    repeated = veil("backfill", "--cancel", run, environment=environment)
+    assert (repeated.returncode, repeated.stderr.count(" 0 ")) == (0, 2)
 
     again = veil("backfill", raw.uri(place + "a"), "--json", environment=environment)
     assert (again.returncode, summary(again)["enqueued"]) == (0, 30)
     assert veil("backfill", "--cancel", run, environment=environment).returncode == 0
     followed = veil("backfill", "--follow", run, environment=environment)
     assert "0 not selected, 0 enqueued\n" in followed.stderr
+
+
+@pytest.mark.parametrize("in_hand", [0, 1])
+def test_a_cancelled_run_is_not_followed_while_older_messages_of_others_wait(
+    veil, unattended, s3, raw, place, in_hand
+):
+    redis = unattended.client
+    environment = {**unattended.environment, **s3.environment()}
+    for name in ("a", "b"):
+        raw.put(f"{place}{name}/1", b"no picture")
+        raw.put(f"{place}{name}/2", b"no picture")
+        assert veil("backfill", raw.uri(place + name), environment=environment).returncode == 0
+    run = next(name for name in runs.names(redis) if runs.read(redis, name).source.endswith("b/"))
+    if in_hand:  # whose outcome may come much later
+        redis.hset(LEASED, "tag", json.dumps([json.loads(redis.lpop(BACKFILL)), "", BACKFILL]))
+    assert veil("backfill", "--cancel", run, environment=environment).returncode == 0
+
+    began_at = time.monotonic()
+    followed = veil("backfill", "--follow", run, environment=environment)
+
+    assert followed.returncode == 3
+    assert time.monotonic() - began_at < runs.BEAT_SECONDS
+    assert redis.llen(BACKFILL) == 2
+
+
+def test_a_finished_run_is_not_cancelled_while_messages_of_others_wait(
+    veil, unattended, s3, raw, place
+):
+    redis = unattended.client
+    environment = {**unattended.environment, **s3.environment()}
+    for name in ("a", "b"):
+        raw.put(f"{place}{name}/1", b"no picture")
+        assert veil("backfill", raw.uri(place + name), environment=environment).returncode == 0
+    run = next(name for name in runs.names(redis) if runs.read(redis, name).source.endswith("b/"))
+    redis.lpop(BACKFILL)  # the picture of the run has ended
+
+    done = veil("backfill", "--cancel", run, environment=environment)
+
+    assert done.returncode == 2
+    assert "nothing to cancel" in done.stderr
+    assert runs.read(redis, run).state == "finished"
+
+
+@pytest.mark.parametrize("flags", [(), ("--wait",), ("--dry-run",), ("--json",)], ids=str)
+def test_a_run_that_selects_nothing_says_so(veil, unattended, s3, raw, place, flags):
+    raw.put(f"{place}a.png", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+
+    done = veil("backfill", raw.uri(place), "--suffix", ".jpg", *flags, environment=environment)
+
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"veil: NothingFound: no object below {raw.uri(place)} is selected, of 1: "
+        "correct --since, --until and --suffix, or the suffixes of the route\n"
+    )
+    for run in runs.names(unattended.client):
+        followed = veil("backfill", "--follow", run, environment=environment)
+        assert followed.returncode == 1
+
+
+def test_pictures_that_were_not_counted_are_no_success(veil, unattended, s3, raw, place):
+    for key in ("a", "b"):
+        raw.put(place + key, b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    assert veil("backfill", raw.uri(place), environment=environment).returncode == 0
+    (run,) = runs.names(unattended.client)
+    unattended.client.delete(BACKFILL)
+    outcomes.count(unattended.client, "anonymized", run)
+
+    done = veil("backfill", "--follow", run, environment=environment)
+
+    assert done.returncode == 1
+    assert "1 were not counted: repeat the command of the run" in done.stderr
 
 
 def test_a_command_that_waits_for_a_cancelled_run_ends(
@@ -497,8 +572,8 @@ def test_while_messages_of_the_last_pass_wait_nothing_is_enqueued_nor_rehearsed(
         (("s3://raw/a", "--to", "s3://raw/b"), "VEIL_ROUTES"),
         (("raw/a",), "raw/a"),
         (("s3://absent/a",), "does not exist"),
-        (("--follow", "no-such-run"), "known are none"),
-        (("--cancel", "no-such-run"), "known are none"),
+        (("--follow", "no-such-run"), "veil status --runs lists them"),
+        (("--cancel", "no-such-run"), "veil status --runs lists them"),
         (("s3://raw/a", "--cancel", "a-run"), "has no effect with --cancel"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from tasks.bulk import backfill
 from tasks.bulk.backfill import Selection, SourcePages
 from tasks.bulk.comparison import compare, settle
 from tasks.bulk.places import Places
-from tasks.errors import BucketNotAllowed, InvalidRequest
+from tasks.errors import AccessDenied, BucketNotAllowed, InvalidRequest
 from tasks.routes import Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
@@ -110,6 +110,24 @@ def held_over_an_older_output(archive, key):
     return "held"
 
 
+def released(archive, key):
+    etag = held_at(archive, key, "2025-01-01T00:00:00.000+00:00")
+    archive.done(key, etag)
+    return "current"
+
+
+def held_again(archive, key):
+    etag = held_at(archive, key, "2027-01-01T00:00:00.000+00:00")
+    archive.done(key, etag)
+    return "held"
+
+
+def held_at(archive, key, created):
+    etag = archive.source(key).etag
+    archive.receipt(key, etag, status="held", created=created)
+    return etag
+
+
 def held_by_another_recipe(archive, key):
     archive.receipt(key, archive.source(key).etag, OLDER_RECIPE, status="held")
     return "stale"
@@ -144,6 +162,7 @@ LEFT = [
     in_place_of_something_else, changed, of_an_older_recipe, cut_before_its_new_output, held,
     held_over_an_older_output, held_by_another_recipe, held_by_both_recipes,
     held_and_cut_before_its_new_output, held_as_an_older_version, orphan, only_a_receipt,
+    released, held_again,
 ]  # fmt: skip
 
 
@@ -170,6 +189,7 @@ def told(archive, after=""):
 @example(pictures={"a-/a": current, "a-": current, "a/a": orphan, "a/5": orphan})
 @example(pictures={"a": held_by_another_recipe, "b": held_by_both_recipes})
 @example(pictures={"a": held_and_cut_before_its_new_output, "b": held_as_an_older_version})
+@example(pictures={"a": released, "b": held_again})
 def test_every_picture_is_told_for_what_it_is(fresh, pictures):
     archive = fresh()
     truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}
@@ -305,6 +325,35 @@ def test_a_backfill_that_is_cut_off_after_any_page_wants_every_picture_that_is_n
     assert listed == len(there)
     assert len(wanted) == len(set(wanted))
     assert {key for key in there if truth[key] != "current"} <= set(wanted) <= there
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_released_picture_is_done_for_a_backfill_too(store_of_pages, archive_at, place, keyed):
+    archive = archive_at(store_of_pages, place, *([Key.parse("k" * 32)] if keyed else []))
+    pictures = {"a": released, "b": held_again, "c": released, "d": held, "e": current}
+    for key, leave in pictures.items():
+        leave(archive, key)
+
+    page = SourcePages(archive.store, archive.places, Selection(), RECIPE).page(9)
+
+    assert [archive.places.key(picture.source) for picture in page.wanted] == ["b", "d"]
+    assert page.skipped == 3
+
+
+def test_a_user_who_may_only_list_enqueues_released_pictures(fresh, monkeypatch):
+    archive = fresh()
+    for key in ("a", "b"):
+        released(archive, key)
+    asked = []
+
+    def refuse(uri):
+        asked.append(uri)
+        raise AccessDenied(f"{uri}: denied")
+
+    monkeypatch.setattr(archive.store, "head", refuse)
+    page = SourcePages(archive.store, archive.places, Selection(), RECIPE).page(9)
+    assert len(page.wanted) == 2
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("gone", "kept"), [("cam/", "cam-old/"), ("cam-old/", "cam/")])

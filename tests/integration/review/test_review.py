@@ -418,6 +418,23 @@ def test_commands_wait_for_the_pictures_if_asked(holding, raw, clean, place, com
     assert failed.stderr.splitlines()[-1] == "1 dead (veil dead list)"
 
 
+def test_a_released_picture_is_done_for_a_backfill_and_for_reconcile(
+    holding, veil, s3, raw, place, command
+):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    holding.report(source)
+    assert command(holding, "release", source, "--wait").returncode == 0
+
+    settings = settings_of(holding, s3)
+    places = (raw.uri(place), "--json")
+    rehearsed = veil("backfill", *places, "--dry-run", environment=settings)
+    compared = veil("reconcile", *places, environment=settings)
+
+    counts = json.loads(rehearsed.stdout.splitlines()[-1])
+    assert (counts["skipped"], counts["enqueued"]) == (1, 0)
+    assert json.loads(compared.stdout)["summary"]["current"] == 1
+
+
 def test_a_release_is_of_the_version_that_was_looked_at(holding, raw, clean, place):
     source = raw.put(place + "a.png", picture(MAGENTA))
     holding.report(source)

@@ -122,6 +122,21 @@ def test_a_full_redis_is_named(veil, redis, unattended):
     assert status.read(redis).refusal is None
 
 
+@pytest.mark.parametrize("shown_run", [RUN, "--runs"])
+def test_without_a_worker_no_time_is_left_for_a_run(veil, redis, unattended, shown_run):
+    a_run(redis, state="finished")
+    redis.lpush(BACKFILL, b"{}")  # one that may belong to the run
+    counted(redis, run=RUN, anonymized=25)
+    assert status.read_run(redis, RUN).seconds_left
+    done = veil("status", shown_run, environment=unattended.environment)
+    assert re.search("time left +–" if shown_run == RUN else r"\d +– *$", done.stdout, re.MULTILINE)
+    assert "no worker answers, so the time left is unknown: start `veil worker`" in done.stdout
+    line = json.loads(
+        veil("status", shown_run, "--json", environment=unattended.environment).stdout
+    )
+    assert (line["per_second"], line["seconds_left"], line["left"]) == (0, None, 35)
+
+
 def test_without_a_worker_there_is_no_rate(veil, redis, unattended):
     queued(unattended, 2)
     counted(redis, anonymized=5)
