@@ -85,6 +85,12 @@ class Selection:
             fields["inventory"] = self.inventory
         return json.dumps(fields)
 
+    @staticmethod
+    def has_times(selection: str) -> bool:
+        """Return whether `selection`, the JSON of one, chooses sources by their time."""
+        fields = json.loads(selection)
+        return bool(fields["since"] or fields["until"])
+
 
 def run_name(places: Places, selection: Selection) -> str:
     """Return the name of a run, the same for the same source, destination and selection.

@@ -179,9 +179,9 @@ def backfill(
     the queue `backfill`, behind every upload. After a stop or a kill the same command continues
     the run; once a run is through, it begins another pass.
 
-    Exit with 1 if no source is selected or, with --wait or --follow, if a picture died or was not
-    counted. Exit with 3 after SIGTERM, if another process has taken the run over or cancelled it,
-    or if a followed run was stopped, cancelled or killed.
+    Exit with 1 if no source has the suffixes or, with --wait or --follow, if a picture died or was
+    not counted. Exit with 3 after SIGTERM, if another process has taken the run over or cancelled
+    it, or if a followed run was stopped, cancelled or killed.
 
     Example: veil backfill s3://camera-uploads/2026 --wait
     """
@@ -568,14 +568,18 @@ class Display:
         return lost
 
     def require_selected(self) -> None:
-        """Raise NothingFound if the whole listing has no source that the run selects."""
+        """Raise NothingFound if the run selects no source of the whole listing by its suffix.
+
+        A time may select none: a regular run finds nothing new. It is only told then.
+        """
         current = self._last
         assert current is not None
-        if current.state == "finished" and current.listed == current.ignored:
-            raise NothingFound(
-                f"no object below {current.source} is selected, of {current.listed:,}: "
-                "correct --since, --until and --suffix, or the suffixes of the route"
-            )
+        if current.state != "finished" or current.listed != current.ignored:
+            return
+        fault = f"no object below {current.source} is selected, of {current.listed:,}"
+        if not Selection.has_times(current.selection):
+            raise NothingFound(f"{fault}: correct --suffix, or the suffixes of the route")
+        self.note(f"{fault}, by --since, --until and the suffixes")
 
     def _rehearsed(self, current: Run) -> str:
         """Return what the command would enqueue, and to which run it would add that."""

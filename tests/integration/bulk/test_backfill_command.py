@@ -396,11 +396,25 @@ def test_a_run_that_selects_nothing_says_so(veil, unattended, s3, raw, place, fl
     assert done.returncode == 1
     assert done.stderr.endswith(
         f"veil: NothingFound: no object below {raw.uri(place)} is selected, of 1: "
-        "correct --since, --until and --suffix, or the suffixes of the route\n"
+        "correct --suffix, or the suffixes of the route\n"
     )
     for run in runs.names(unattended.client):
         followed = veil("backfill", "--follow", run, environment=environment)
         assert followed.returncode == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)], ids=str)
+def test_a_run_that_finds_nothing_new_succeeds_and_says_so(veil, unattended, s3, raw, place, flags):
+    raw.put(f"{place}a.png", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+
+    done = veil(
+        "backfill", raw.uri(place), "--since", "2999-01-01", *flags, environment=environment
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f"no object below {raw.uri(place)} is selected, of 1" in done.stderr
+    assert unattended.client.llen(BACKFILL) == 0
 
 
 def test_pictures_that_were_not_counted_are_no_success(veil, unattended, s3, raw, place):
