@@ -48,7 +48,6 @@ POSTPONED_PAUSE_SECONDS = (5.0, 15.0)
 
 MAX_STORED_TEXT = 1100  # characters; the longest address has 1,092 bytes
 MAX_LOGGED_AREAS = 20  # of each kind
-MAX_UNKNOWN_NAMES = 5  # arguments that a dead letter names
 MAX_STORED_OPTIONS = 128 << 10  # characters of JSON; options with the most areas have fewer
 
 FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of the positional arguments
@@ -376,7 +375,6 @@ def _dead_letter(
         last_error=delivery.last_error if delivery else None,
         queue=(task.request.delivery_info or {}).get("routing_key"),
         sample=(task.request.get(REFUSED_HEADER) or {}).get("sample"),
-        unknown=_unknown_names(fields),
     )
 
 
@@ -412,12 +410,6 @@ def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None
 def _bounded_text(value: Any) -> str:
     """Return any value of a message as text that is bounded and can be encoded as UTF-8."""
     return str(value)[:MAX_STORED_TEXT].encode("utf-8", "backslashreplace").decode()
-
-
-def _unknown_names(fields: Mapping[str, Any]) -> list[str] | None:
-    """Return the names in `fields` that are no fields of a request, a few of them; None if none."""
-    names = [_bounded_text(name) for name in fields if name not in FIELDS]
-    return names[:MAX_UNKNOWN_NAMES] or None
 
 
 def _stored_options(options: Any) -> Any:

@@ -22,8 +22,6 @@ class DeadLetter:
     - `first_time`: when the picture was first tried.
     - `last_error`: the reason, if known, why a process that worked on the picture last died.
     - `sample`: one line that describes a malformed message, without values that may be secret.
-    - `unknown`: the arguments of the message that no request has, by name. The letter does not keep
-      their values, so it does not tell what was asked for.
     """
 
     source: str
@@ -39,7 +37,6 @@ class DeadLetter:
     options: Any = None
     queue: str | None = None
     sample: str | None = None
-    unknown: list[str] | None = None
 
     @property
     def is_refused(self) -> bool:
@@ -55,26 +52,6 @@ class DeadLetter:
         if self.is_refused:
             return f"{name_of(self.source, self.destination or '')}\n{self.task_id}"
         return name_of(self.source, self.destination)
-
-
-def options_to_retry(letter: DeadLetter) -> AnonymizeOptions | None:
-    """Return the options of the message that died, if it can be sent again as it was.
-
-    Raises InvalidRequest if they are not valid, if the letter does not keep the whole message, and
-    for exempt areas of an unknown version: another picture may have taken the source's place.
-    """
-    if letter.unknown:
-        names = ", ".join(letter.unknown)
-        raise InvalidRequest(f"its letter lacks the values of {names}: send a correct message")
-    if letter.options is None:
-        return None
-    options = AnonymizeOptions.of(letter.options)
-    if options.exempt and options.version is None:
-        raise InvalidRequest(
-            "its exempt areas are for no version of the source, which may be another picture now: "
-            "veil enqueue SOURCE --exempt X1,Y1,X2,Y2 takes the present one"
-        )
-    return options
 
 
 def nameless(task_id: str) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from tasks.errors import Permanent, Transient
-from tasks.records.dead_letters import LETTERS, DeadLetter, nameless, options_to_retry
+from tasks.messages import AnonymizeOptions
+from tasks.records.dead_letters import LETTERS, DeadLetter, nameless
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.ledger_entries import LedgerEntries, address_of, time_of
@@ -109,7 +110,7 @@ def retry(
     letters = _letters()
     is_complete = letters.enqueue(
         sources or [],
-        options_to_retry,
+        _original_options,
         queue,
         as_json,
         condition=_has_error(letters, error),
@@ -169,6 +170,11 @@ def _has_error(
                 param_hint="--error",
             )
     return lambda letter: letter.error == error
+
+
+def _original_options(letter: DeadLetter) -> AnonymizeOptions | None:
+    """Return the options of the dead message. Raise InvalidRequest if they are not valid."""
+    return None if letter.options is None else AnonymizeOptions.of(letter.options)
 
 
 def _line(letter: DeadLetter) -> str:

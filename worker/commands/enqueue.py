@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, NothingFound, ObjectNotFound, VeilError
+from tasks.errors import BucketNotAllowed, NothingFound, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.redis.clients import refuse_unusable
@@ -94,8 +93,9 @@ def enqueue(
             lines = request_lines.wanted(
                 stack.enter_context(request_lines.opened(from_file)), request, routes
             )
-        bound = _bound_to_versions(settings, chain(pictures, lines))
-        count, waited_for = _publish(celery, bound, queue, wait, as_json, from_file)
+        count, waited_for = _publish(
+            celery, chain(pictures, lines), queue, wait, as_json, from_file
+        )
     if not count:
         raise NothingFound(_nothing(place, from_file))
     if wait_seconds is None:
@@ -179,24 +179,6 @@ def _listed(settings: Settings, place: PrefixUri, routes: Routes | None) -> Iter
     store.require_any(place)
     listed = (stored.uri for stored in store.list(place.bucket, place.prefix))
     return listed if routes is None else filter(routes.takes, listed)
-
-
-def _bound_to_versions(settings: Settings, pictures: Iterable[Wanted]) -> Iterator[Wanted]:
-    """Yield `pictures`, those with exempt areas for the present versions of their sources.
-
-    While a message waits, another picture may take the place of a source. Raise ObjectNotFound.
-    """
-    store: ObjectStore | None = None
-    for picture in pictures:
-        options = picture.options
-        if options is None or not options.exempt or options.version is not None:
-            yield picture
-            continue
-        store = store or ObjectStore.connect(settings)
-        present = store.head(picture.source)
-        if present is None:
-            raise ObjectNotFound(f"{picture.source} does not exist: correct the address")
-        yield replace(picture, options=options.model_copy(update={"version": present.etag}))
 
 
 def _batches(pictures: Iterable[Wanted]) -> Iterator[list[Wanted]]:

@@ -1,6 +1,5 @@
 """`veil enqueue` and `veil dead list` as a user types them: their output and their exit codes."""
 
-import base64
 import json
 import os
 import signal
@@ -288,35 +287,6 @@ def test_wrong_arguments_are_exit_code_2(veil, unattended, arguments):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("given", ["flag", "line"])
-def test_areas_are_exempt_in_the_present_version_only(
-    veil, unattended, s3, raw, place, tmp_path, given
-):
-    source = raw.put(f"{place}a.jpg", b"one")
-    etag = raw.head(f"{place}a.jpg")["ETag"].strip('"')
-    file = tmp_path / "requests.jsonl"
-    file.write_text(json.dumps({"source": source, "options": {"exempt": [[0, 0, 9, 9]]}}))
-    arguments = [source, "--exempt", "0,0,9,9"] if given == "flag" else ["--from", str(file)]
-    environment = {**unattended.environment, **s3.environment()}
-
-    done = veil("enqueue", *arguments, environment=environment)
-
-    assert done.returncode == 0, done.stderr
-    (message,) = unattended.client.lrange("uploads", 0, -1)
-    (_, _, options), _, _ = json.loads(base64.b64decode(json.loads(message)["body"]))
-    assert options == {"exempt": [[0, 0, 9, 9]], "version": etag}
-
-
-def test_no_area_is_exempt_in_a_picture_that_does_not_exist(veil, unattended, s3, raw, place):
-    environment = {**unattended.environment, **s3.environment()}
-    source = raw.uri(f"{place}none.jpg")
-
-    done = veil("enqueue", source, "--exempt", "0,0,9,9", environment=environment)
-
-    assert f"ObjectNotFound: {source} does not exist" in the_one_line(done)
-    assert unattended.client.llen("uploads") == 0
-
-
 def test_what_was_given_up_is_listed_with_its_reason(veil, worker, queue, environment, raw, place):
     missing = raw.uri(place + "missing.jpg")
     queue.outcome(queue.send(missing))
@@ -329,15 +299,7 @@ def test_what_was_given_up_is_listed_with_its_reason(veil, worker, queue, enviro
     assert [letter["time"] for letter in letters] == sorted(letter["time"] for letter in letters)
     (letter,) = (letter for letter in letters if letter["source"] == missing)
     known = {"source", "destination", "error", "message", "attempts", "task_id", "worker", "time"}
-    assert set(letter) == {
-        *known,
-        "first_time",
-        "last_error",
-        "options",
-        "queue",
-        "sample",
-        "unknown",
-    }
+    assert set(letter) == {*known, "first_time", "last_error", "options", "queue", "sample"}
     assert letter["error"] == "ObjectNotFound"
     (line,) = (line for line in plain.stdout.splitlines() if missing in line)
     assert "ObjectNotFound" in line

@@ -7,8 +7,7 @@ import pytest
 
 from tasks.anonymize import _stored_options
 from tasks.delivery import envelopes
-from tasks.errors import InvalidRequest
-from tasks.messages import BACKFILL, MAX_AREAS, TASK, UPLOADS
+from tasks.messages import BACKFILL, MAX_AREAS, UPLOADS
 from tasks.records import dead_letters, ledger
 from tasks.records.dead_letters import DeadLetter
 
@@ -152,44 +151,9 @@ def test_what_was_asked_for_with_options_is_never_tried_again_without(dead, unat
     assert waiting(unattended) == {f"s3://raw/a.jpg {options}"}
 
 
-def test_areas_that_may_be_of_another_picture_are_not_tried_again(dead, unattended):
-    exempt = {"exempt": [[0, 0, 9, 9]]}
-    bound = {**exempt, "version": "an etag"}
-    give_up(unattended, "s3://raw/any.jpg", options=exempt)
-    give_up(unattended, "s3://raw/one.jpg", options=bound)
-    done = dead("retry", "--all")
-    assert done.returncode == 1
-    assert "s3://raw/any.jpg can't be tried again, only dropped" in done.stderr
-    assert "exempt areas are for no version" in done.stderr
-    assert waiting(unattended) == {f"s3://raw/one.jpg {bound}"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named", "unknown"),
-    [
-        ((), {"Options": {"region": "full"}}, "Options"),
-        ((), {"dest": "s3://clean/x.jpg"}, "dest"),
-        ((None, None, {"region": "full"}), {}, "argument 4"),
-    ],
-    ids=str,
-)
-def test_a_message_with_unknown_arguments_is_not_tried_again_without_them(
-    dead, worker, queue, environment, veil, raw, portrait, place, arguments, named, unknown
-):
-    source = raw.put(f"{place}a.jpg", portrait)
-    result = queue.app.send_task(TASK, (source, *arguments), named, queue=UPLOADS)
-    assert isinstance(queue.outcome(result)[1], InvalidRequest)
-
-    done = veil("dead", "retry", source, environment=environment)
-
-    assert done.returncode == 1
-    assert f"its letter lacks the values of {unknown}: send a correct message" in done.stderr
-    assert source in queue.dead()
-
-
 def test_a_picture_with_the_most_areas_is_tried_again_with_all_of_them(dead, unattended):
     areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MAX_AREAS
-    options = {"exempt": areas, "extra": areas, "version": "an etag"}
+    options = {"exempt": areas, "extra": areas}
     give_up(unattended, "s3://raw/a.jpg", options=_stored_options(options))
     assert dead("retry", "--all").returncode == 0
     (item,) = unattended.client.lrange(BACKFILL, 0, -1)
