@@ -361,10 +361,13 @@ def _dead_letter(
         attempts += 1
     elif delivery is not None and delivery.last_worker:
         worker = delivery.last_worker
+    kept = {
+        "source": _source_name(task, fields),
+        "destination": None if destination is None else _bounded_text(destination),
+        "options": _stored_options(fields.get("options")),
+    }
     return dead_letters.DeadLetter(
-        source=_source_name(task, fields),
-        destination=None if destination is None else _bounded_text(destination),
-        options=_stored_options(fields.get("options")),
+        **kept,
         error=type(error).__name__,
         message=_bounded_text(error),
         attempts=attempts,
@@ -375,6 +378,7 @@ def _dead_letter(
         last_error=delivery.last_error if delivery else None,
         queue=(task.request.delivery_info or {}).get("routing_key"),
         sample=(task.request.get(REFUSED_HEADER) or {}).get("sample"),
+        is_whole=all(name in kept and kept[name] == value for name, value in fields.items()),
     )
 
 

@@ -211,6 +211,18 @@ class Rule(BaseModel):
             raise ValueError("hold and ignore contradict each other: choose one")
         return self
 
+    @property
+    def shows_more(self) -> bool:
+        """True if the rule can leave objects visible, or publish a picture without a review."""
+        return bool(self.ignore or self.smallest or self.hold is False)
+
+    def without_more(self) -> Self:
+        """Return the rule without the values that show more."""
+        if not self.shows_more:
+            return self
+        hold = self.hold or None
+        return self.model_copy(update={"ignore": None, "smallest": None, "hold": hold})
+
 
 Label = Annotated[str, AfterValidator(label_of)]
 
@@ -229,9 +241,10 @@ class AnonymizeOptions(BaseModel):
     `method` is the method for all labels, and `region` the region of faces; they have the values of
     the settings VEIL_METHOD and VEIL_REGION. An object of which at least half is in one of the
     areas `exempt` stays visible. The areas `extra` are hidden completely. An area is a box or a
-    polygon. `version` is the version of the source that the areas `exempt` are for: in another one,
-    nothing is exempt. `release` is the version that a person has reviewed, which is never held.
-    `rules` are rules by label, which replace those of VEIL_RULES value by value.
+    polygon. `version` is the version of the source that the options are for: in another one,
+    nothing is exempt, and the values of rules that show more do not apply. `release` is the version
+    that a person has reviewed, which is never held. `rules` are rules by label, which replace those
+    of VEIL_RULES value by value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -271,6 +284,23 @@ class AnonymizeOptions(BaseModel):
 
     __json__ = to_json  # the name that kombu's encoder calls
 
+    @property
+    def shows_more(self) -> bool:
+        """True if the options can show objects, or publish pictures, that the settings would not.
+
+        The style of masks, `method` and `region`, does not count.
+        """
+        return bool(self.exempt) or any(rule.shows_more for rule in self.rules.values())
+
+    @property
+    def lacks_version(self) -> bool:
+        """True if the options show more, in whichever version of the source a worker finds."""
+        return self.shows_more and self.version is None and self.release is None
+
+    def pinned(self, etag: str) -> Self:
+        """Return the options, for the version `etag` alone if they lack a version."""
+        return self.model_copy(update={"version": etag}) if self.lacks_version else self
+
     def with_more(self, more: "AnonymizeOptions", etag: str | None) -> Self:
         """Return these options, overridden by `more`, with the areas of both.
 
@@ -282,15 +312,15 @@ class AnonymizeOptions(BaseModel):
         for options in (self, more):
             for label, rule in options.rules.items():
                 rules.setdefault(label, {}).update(rule.model_dump(exclude_none=True))
-        exempt = _with_new(self.exempt, more.exempt)
         joined = type(self).parse(
             method=more.method or self.method,
             region=more.region or self.region,
-            exempt=exempt,
+            exempt=_with_new(self.exempt, more.exempt),
             extra=_with_new(self.extra, more.extra),
-            version=(etag or None) if exempt else None,
             rules=rules,
         )
+        if etag:
+            joined = joined.pinned(etag)
         return joined.with_release_of(self, etag)
 
     def with_release_of(self, earlier: "AnonymizeOptions", etag: str | None) -> Self:
@@ -309,12 +339,14 @@ class AnonymizeOptions(BaseModel):
     def for_version(self, etag: str) -> Self:
         """Return the options for the source version `etag`, without the release of another one.
 
-        The exempt areas of another version go, too: in this one they show other faces.
+        What shows more in another version goes, too: in this one it shows other faces.
         """
         if {self.release, self.version} <= {None, etag}:
             return self
         release = etag if self.release == etag else None
-        return self.model_copy(update={"release": release, "version": None, "exempt": ()})
+        rules = _without_empty({name: rule.without_more() for name, rule in self.rules.items()})
+        change = {"release": release, "version": None, "exempt": (), "rules": rules}
+        return self.model_copy(update=change)
 
     def recipe(self, base: str) -> str:
         """Return the recipe of an output made with these options by a worker with recipe `base`.

@@ -22,6 +22,8 @@ class DeadLetter:
     - `first_time`: when the picture was first tried.
     - `last_error`: the reason, if known, why a process that worked on the picture last died.
     - `sample`: one line that describes a malformed message, without values that may be secret.
+    - `is_whole`: False if the message asked for something that the letter does not have, such as an
+      argument that no worker knows; None if an earlier version of Veil recorded the letter.
     """
 
     source: str
@@ -37,6 +39,7 @@ class DeadLetter:
     options: Any = None
     queue: str | None = None
     sample: str | None = None
+    is_whole: bool | None = None
 
     @property
     def is_refused(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.errors import Permanent, Transient
+from tasks.errors import InvalidRequest, Permanent, Transient
 from tasks.messages import AnonymizeOptions
 from tasks.records.dead_letters import LETTERS, DeadLetter, nameless
 from worker.commands.command import CommandApp
@@ -99,9 +99,10 @@ def retry(
     """Put the pictures of dead letters back on the queue.
 
     A letter stays listed until its picture comes through, or dies again; that of a message which no
-    worker accepted goes once its picture is on the queue. Exit with 1 if a picture has no letter,
-    or can't be put on the queue, if there was no letter to retry and, with --wait, if one failed or
-    has no result.
+    worker accepted goes once its picture is on the queue. A message that asked for something no
+    worker knows is not tried again, nor one that leaves objects visible in any version of the
+    source. Exit with 1 if a picture has no letter, or can't be put on the queue, if there was no
+    letter to retry and, with --wait, if one failed or has no result.
 
     Example: veil dead retry --error AccessDenied
     """
@@ -173,8 +174,23 @@ def _has_error(
 
 
 def _original_options(letter: DeadLetter) -> AnonymizeOptions | None:
-    """Return the options of the dead message. Raise InvalidRequest if they are not valid."""
-    return None if letter.options is None else AnonymizeOptions.of(letter.options)
+    """Return the options of the dead message.
+
+    Raise InvalidRequest if they are not valid, or the letter may lack something of the message, or
+    they could show faces of a picture that has taken the place of the source since.
+    """
+    options = None if letter.options is None else AnonymizeOptions.of(letter.options)
+    if letter.is_refused and not letter.is_whole:
+        raise InvalidRequest(
+            "its message may have asked for something that the letter does not have: send a "
+            "corrected message"
+        )
+    if options is not None and options.lacks_version:
+        raise InvalidRequest(
+            "its options leave objects visible in any version of the source: send the message "
+            "again, with the ETag of the source as the option version"
+        )
+    return options
 
 
 def _line(letter: DeadLetter) -> str:

@@ -1,16 +1,18 @@
 """``veil enqueue``: put addresses on the queue and, if asked, wait for the results."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache, partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, NothingFound, VeilError
-from tasks.messages import AnonymizeRequest
+from tasks.errors import BucketNotAllowed, NothingFound, ObjectNotFound, VeilError
+from tasks.messages import AnonymizeOptions, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.redis.clients import refuse_unusable
 from tasks.routes import Routes
@@ -65,9 +67,10 @@ def enqueue(
 ) -> ExitCode:
     """Put pictures on the queue.
 
-    If the routes are set, addresses outside of their sources are refused. Exit with 1 if there is
-    no object below --prefix or no line in --from (nothing is enqueued then) and, with --wait, if a
-    picture failed, has no result, or is held while an older output stays.
+    If the routes are set, addresses outside of their sources are refused. Options that leave
+    objects visible apply to the version of the source that the store has now. Exit with 1 if there
+    is no object below --prefix or no line in --from (nothing is enqueued then) and, with --wait, if
+    a picture failed, has no result, or is held while an older output stays.
 
     Example: veil enqueue s3://camera-uploads/a/b.jpg --wait
     """
@@ -82,20 +85,21 @@ def enqueue(
     routes = settings.parsed_routes() if settings.has_routes() else None
     if routes is not None:
         _refuse_unrouted(routes, sources, place)
-    listed = _listed(settings, place, routes) if place else ()
+    # Most producers may not read sources, and configure no store.
+    store = cache(partial(ObjectStore.connect, settings))
+    listed = _listed(store(), place, routes, request) if place else ()
     celery = celery_app()
     refuse_unusable(celery)
     tracing.configure("veil-enqueue")
     with ExitStack() as stack:
-        pictures = (Wanted(source, options=request) for source in chain(sources, listed))
+        named = (Wanted(source, options=request) for source in sources)
         lines: Iterator[Wanted] = iter(())
         if from_file is not None:
             lines = request_lines.wanted(
                 stack.enter_context(request_lines.opened(from_file)), request, routes
             )
-        count, waited_for = _publish(
-            celery, chain(pictures, lines), queue, wait, as_json, from_file
-        )
+        pictures = (_pinned(store, wanted) for wanted in chain(named, listed, lines))
+        count, waited_for = _publish(celery, pictures, queue, wait, as_json, from_file)
     if not count:
         raise NothingFound(_nothing(place, from_file))
     if wait_seconds is None:
@@ -173,12 +177,37 @@ def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: Prefix
         )
 
 
-def _listed(settings: Settings, place: PrefixUri, routes: Routes | None) -> Iterator[ObjectUri]:
-    """Return the objects below `place` that `routes` take. Raise NothingFound if there is none."""
-    store = ObjectStore.connect(settings)
+def _listed(
+    store: ObjectStore, place: PrefixUri, routes: Routes | None, options: AnonymizeOptions
+) -> Iterator[Wanted]:
+    """Return the objects below `place` that `routes` take, each with `options` for its version.
+
+    Raise NothingFound if there is no object.
+    """
     store.require_any(place)
-    listed = (stored.uri for stored in store.list(place.bucket, place.prefix))
-    return listed if routes is None else filter(routes.takes, listed)
+    return (
+        Wanted(stored.uri, options=options.pinned(stored.etag))
+        for stored in store.list(place.bucket, place.prefix)
+        if routes is None or routes.takes(stored.uri)
+    )
+
+
+def _pinned(store: Callable[[], ObjectStore], wanted: Wanted) -> Wanted:
+    """Return `wanted` with options that show more in the present version of the source alone.
+
+    Another picture may have its place when a worker fetches it. Raise ObjectNotFound if there is no
+    source, and other errors of the store.
+    """
+    options = wanted.options
+    if options is None or not options.lacks_version:
+        return wanted
+    source = store().head(wanted.source)
+    if source is None:
+        raise ObjectNotFound(
+            f"{wanted.source}: there is no such object, whose version the options would be for: "
+            "correct the address"
+        )
+    return replace(wanted, options=options.pinned(source.etag))
 
 
 def _batches(pictures: Iterable[Wanted]) -> Iterator[list[Wanted]]:

@@ -60,6 +60,33 @@ def test_the_options_of_a_line_take_precedence(enqueue, unattended):
     assert "fill" not in request
 
 
+@pytest.mark.parametrize("flag", [("--exempt", "0,0,9,9"), ("--rule", "FACE: smallest=30")])
+def test_what_stays_visible_is_for_the_version_of_the_source_that_is_there(
+    veil, enqueue, unattended, environment, raw, portrait, place, flag
+):
+    source = raw.put(f"{place}a.jpg", portrait)
+    etag = raw.client.head_object(Bucket=raw.name, Key=f"{place}a.jpg")["ETag"].strip('"')
+    variables = {**environment, **unattended.environment}
+    below = veil("enqueue", "--prefix", raw.uri(place), *flag, environment=variables)
+    named = veil("enqueue", source, *flag, environment=variables)
+    own = json.dumps({"source": source, "options": {"version": "another"}})
+    hidden = json.dumps({"source": source, "options": {"exempt": [], "rules": {}}})
+    of_file = enqueue(f"{source}\n{own}\n{hidden}\n", *flag)
+    assert [done.returncode for done in (below, named, of_file)] == [0, 0, 0]
+    requests = messages(unattended)
+    assert len(requests) == 5
+    assert all(f"'version': '{etag}'" in request for request in requests[:3])
+    assert "'version': 'another'" in requests[3]
+    assert requests[4] == source
+
+
+def test_nothing_of_a_source_that_is_missing_stays_visible(enqueue, unattended, raw, place):
+    done = enqueue(raw.uri(f"{place}none.jpg"), "--exempt", "0,0,9,9")
+    assert done.returncode == 2
+    assert f"{place}none.jpg: there is no such object" in done.stderr
+    assert messages(unattended) == []
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

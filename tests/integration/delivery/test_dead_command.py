@@ -17,9 +17,21 @@ def dead(veil, unattended):
     return lambda *arguments: veil("dead", *arguments, environment=unattended.environment)
 
 
-def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None, options=None):
+def give_up(
+    queue, source, error="UnreadableImage", when=1e9, destination=None, options=None, is_whole=True
+):
     letter = DeadLetter(
-        source, destination, error, "a line", 1, "task", "worker", when, when, options=options
+        source,
+        destination,
+        error,
+        "a line",
+        1,
+        "task",
+        "worker",
+        when,
+        when,
+        options=options,
+        is_whole=is_whole,
     )
     dead_letters.LETTERS.record(queue.client, letter)
     return letter
@@ -151,9 +163,38 @@ def test_what_was_asked_for_with_options_is_never_tried_again_without(dead, unat
     assert waiting(unattended) == {f"s3://raw/a.jpg {options}"}
 
 
+@pytest.mark.parametrize("is_whole", [False, None])
+def test_a_refused_message_that_a_letter_may_not_have_whole_is_never_tried_again(
+    dead, unattended, is_whole
+):
+    refused = "s3://raw/a.jpg", "s3://raw/b.jpg"
+    for source, error in zip(refused, dead_letters.REFUSED, strict=True):
+        give_up(unattended, source, error, is_whole=is_whole)
+    give_up(unattended, "s3://raw/c.jpg", is_whole=is_whole)
+    done = dead("retry", "--all")
+    assert done.returncode == 1
+    for source in refused:
+        assert f"{source} can't be tried again, only dropped: its message may" in done.stderr
+    assert waiting(unattended) == {"s3://raw/c.jpg"}
+    assert len(unattended.dead()) == 3
+
+
+def test_what_shows_more_is_tried_again_only_for_a_version(dead, unattended):
+    options = {"exempt": [[0, 0, 9, 9]]}
+    pinned = {**options, "version": "a" * 32}
+    give_up(unattended, "s3://raw/a.jpg", options=options)
+    give_up(unattended, "s3://raw/b.jpg", options={"rules": {"FACE": {"ignore": True}}})
+    give_up(unattended, "s3://raw/c.jpg", options=pinned)
+    done = dead("retry", "--all")
+    assert done.returncode == 1
+    for name in "ab":
+        assert f"s3://raw/{name}.jpg can't be tried again, only dropped: its options" in done.stderr
+    assert waiting(unattended) == {f"s3://raw/c.jpg {pinned}"}
+
+
 def test_a_picture_with_the_most_areas_is_tried_again_with_all_of_them(dead, unattended):
     areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MAX_AREAS
-    options = {"exempt": areas, "extra": areas}
+    options = {"exempt": areas, "extra": areas, "version": "a" * 256}
     give_up(unattended, "s3://raw/a.jpg", options=_stored_options(options))
     assert dead("retry", "--all").returncode == 0
     (item,) = unattended.client.lrange(BACKFILL, 0, -1)

@@ -187,6 +187,31 @@ def test_each_refused_message_of_a_source_has_a_letter_of_its_own(worker, queue,
     assert sorted(letter.options.popitem()[0] for letter in found) == ["method", "region"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((None, {}, 1), {}),
+        ((), {"Options": {"extra": [[0, 0, 9, 9]]}}),
+        ((), {"dest": "s3://clean/other.jpg"}),
+        (("s3://clean/\udc80.jpg",), {}),
+    ],
+)
+def test_a_letter_says_that_it_lacks_a_part_of_its_message(worker, queue, place, arguments, named):
+    source = f"s3://raw/{place}a.jpg"
+    result = queue.send(source, *arguments, **named)
+    assert isinstance(queue.outcome(result)[1], InvalidRequest)
+    (letter,) = [letter for letter in letters(queue) if letter.task_id == result.id]
+    assert letter.is_whole is False
+
+
+def test_a_letter_with_all_of_its_message_says_so(worker, queue, place):
+    source = f"s3://raw/{place}a.jpg"
+    result = queue.send(source, None, {"method": "oil"})
+    assert isinstance(queue.outcome(result)[1], InvalidRequest)
+    (letter,) = [letter for letter in letters(queue) if letter.task_id == result.id]
+    assert letter.is_whole is True
+
+
 def test_of_refused_messages_the_newest_are_kept_and_all_others_too(unattended):
     most = dead_letters.MAX_REFUSED
     record = partial(dead_letters.record, unattended.client)
@@ -216,7 +241,9 @@ def test_the_letter_of_a_refused_message_goes_once_its_picture_is_on_the_queue(v
 
 
 def a_letter(source, task="task", error="MalformedMessage"):
-    return dead_letters.DeadLetter(source, None, error, "a line", 1, task, "worker", 1e9)
+    return dead_letters.DeadLetter(
+        source, None, error, "a line", 1, task, "worker", 1e9, is_whole=True
+    )
 
 
 def _malformed(queue, name):

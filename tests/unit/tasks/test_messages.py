@@ -242,6 +242,49 @@ def test_exempt_areas_apply_to_the_version_that_they_are_for_only():
     assert released.for_version("b") == AnonymizeOptions.parse(release="b")
 
 
+SHOWING = [
+    {"exempt": [[0, 0, 9, 9]]},
+    {"rules": {"FACE": {"ignore": True}}},
+    {"rules": {"plate": {"smallest": 8}}},
+    {"rules": {"document": {"hold": False}}},
+]
+
+
+@pytest.mark.parametrize("shown", SHOWING)
+def test_options_that_show_more_can_be_pinned_to_a_version(shown):
+    asked = AnonymizeOptions.parse(extra=[[9, 9, 20, 20]], **shown)
+    assert asked.lacks_version
+    pinned = asked.pinned("a" * 32)
+    assert pinned.version == "a" * 32
+    assert not pinned.lacks_version
+    assert pinned.pinned("b" * 32) == pinned
+    assert pinned.for_version("a" * 32) == pinned
+    assert pinned.for_version("b" * 32) == AnonymizeOptions.parse(extra=[[9, 9, 20, 20]])
+    assert asked.with_more(AnonymizeOptions(), "a" * 32) == pinned
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"method": "blur", "region": "top", "extra": [[0, 0, 9, 9]]},
+        {"rules": {"plate": {"method": "fill", "hold": True}, "FACE": {"ignore": False}}},
+        {"exempt": [[0, 0, 9, 9]], "release": "a" * 32},
+    ],
+)
+def test_other_options_need_no_version(asked):
+    options = AnonymizeOptions.parse(**asked)
+    assert not options.lacks_version
+    assert options.pinned("b" * 32) == options
+
+
+def test_what_a_rule_hides_stays_in_another_version():
+    rule = {"method": "fill", "margin": 0.2, "ignore": True}
+    asked = AnonymizeOptions.parse(rules={"plate": rule, "FACE": {"hold": True}}, version="a")
+    rules = {"plate": {"method": "fill", "margin": 0.2}, "FACE": {"hold": True}}
+    assert asked.for_version("b") == AnonymizeOptions.parse(rules=rules)
+
+
 def test_recipes_do_not_tell_the_version_of_exempt_areas():
     exempt = {"exempt": [[0, 0, 9, 9]]}
     one = AnonymizeOptions.parse(**exempt, version="a" * 32).recipe("0" * 16)
