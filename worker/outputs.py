@@ -183,7 +183,7 @@ class Outputs:
                 f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY"
             )
         raise DestinationTaken(
-            f"{output.uri} is not an output of {source}: choose another destination, or remove it"
+            f"{output.uri} is not an output of {source}: {receipts.advice_on_taken(output)}"
         )
 
     def store(

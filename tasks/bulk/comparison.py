@@ -215,9 +215,11 @@ def _settle_foreign(
     """
     if missing := places.marks.missing_key_of(output.metadata):
         return Settled(key, "unknown key", source, output, _advice_on_key(missing))
-    is_copy = receipts.looks_like_copy(source, output)
-    what = "the original" if is_copy else "an object that is not its output"
-    reason = f"{what} is in its output's place: remove it, or choose another destination"
+    if receipts.looks_like_copy(source, output):
+        what, advice = "the original", "remove it, or choose another destination"
+    else:
+        what, advice = "an object that is not its output", receipts.advice_on_taken(output)
+    reason = f"{what} is in its output's place: {advice}"
     return Settled(key, "taken", source, output, reason)
 
 

@@ -540,6 +540,14 @@ def test_an_object_in_place_of_a_held_picture_is_told(site, keys):
         assert site.states(*keys) == {"a.png": ("taken", TAKEN.format(what))}
 
 
+def test_the_output_of_another_source_is_told_as_one_to_keep(site):
+    site.source()
+    site.clean.put(site.place + "a.png", b"x", Metadata={"veil-source-sha256": "0" * 64})
+    ((state, reason),) = site.states().values()
+    assert state == "taken"
+    assert "do not remove it" in reason
+
+
 # --- listings
 
 
