@@ -33,7 +33,7 @@ from tasks.routes import Route, Routed
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.aws_errors import code, status
-from tasks.storage.marks import Marks, is_of_some_source
+from tasks.storage.marks import Marks
 from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.refusals import OF_ONE_OBJECT, likely_cause
 from tasks.storage.s3 import ObjectStore, StoredObject
@@ -182,13 +182,8 @@ class Outputs:
             raise SettingsInvalid(
                 f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY"
             )
-        if is_of_some_source(output.metadata):
-            raise DestinationTaken(
-                f"{output.uri} is the output of another source than {source}: keep it, and rename "
-                "one of the sources, or choose another destination"
-            )
         raise DestinationTaken(
-            f"{output.uri} is not an output of {source}: choose another destination, or remove it"
+            f"{output.uri} is not an output of {source}: {receipts.advice_on_taken(output)}"
         )
 
     def store(

@@ -19,7 +19,7 @@ from ..addresses import ObjectUri, PrefixUri
 from ..errors import InvalidRequest
 from ..routes import Route, check_output, reserved_folder
 from ..storage import receipts
-from ..storage.marks import is_keyed, is_of_some_source
+from ..storage.marks import is_keyed
 from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
 from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 from . import disk
@@ -215,12 +215,11 @@ def _settle_foreign(
     """
     if missing := places.marks.missing_key_of(output.metadata):
         return Settled(key, "unknown key", source, output, _advice_on_key(missing))
-    what, advice = "an object that is not its output", "remove it"
     if receipts.looks_like_copy(source, output):
-        what = "the original"
-    elif is_of_some_source(output.metadata):
-        what, advice = "the output of another source", "keep it, and rename one of the sources"
-    reason = f"{what} is in its output's place: {advice}, or choose another destination"
+        what, advice = "the original", "remove it, or choose another destination"
+    else:
+        what, advice = "an object that is not its output", receipts.advice_on_taken(output)
+    reason = f"{what} is in its output's place: {advice}"
     return Settled(key, "taken", source, output, reason)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from celery import bootsteps
 from celery.concurrency.thread import TaskPool
+from celery.worker.control import Panel, nok
 
 from ..early_stop import stop_at_once_on_signals
 from ..errors import Permanent, SettingsInvalid, Transient
@@ -20,6 +21,12 @@ from .work import Pipeline, Work
 TRANSPORT = f"{__package__}.transport:Transport"
 BACKEND = f"{__package__}.acknowledgement:Backend"
 UNUSABLE = 2  # the exit code of the ``veil`` command for a wrong setting or model
+# Commands of Celery's remote control that workers refuse. Messages that a rate limit held back
+# would stay in hand until the worker ends, also without the limit. Threads know no other of these.
+REFUSED_COMMANDS = (
+    *("rate_limit", "time_limit"),
+    *("autoscale", "pool_grow", "pool_shrink", "pool_restart"),
+)
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
@@ -61,6 +68,11 @@ def print_refusal(reason: str) -> None:
     print(f"veil: {reason}", file=sys.stderr, flush=True)
 
 
+def refuse_command(_state: Any, **_: Any) -> Any:
+    """Answer a command of the remote control that would do harm or nothing."""
+    return nok("workers of Veil refuse this command: see docs/monitoring.md (Flower)")
+
+
 def _refuse(reason: str) -> NoReturn:
     print_refusal(reason)
     sys.exit(UNUSABLE)
@@ -75,6 +87,7 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         stop_at_once_on_signals()
         if worker.pool_cls is not TaskPool:
             _refuse("a worker is one process with threads: leave out --pool")
+        Panel.data.update(dict.fromkeys(REFUSED_COMMANDS, refuse_command))
         app = worker.app
         # Only workers take messages, so only they need the transport with leases.
         app.conf.broker_transport = TRANSPORT

@@ -74,11 +74,6 @@ class Marks:
         return self._keys.get(found[1]) if found else None
 
 
-def is_of_some_source(metadata: Mapping[str, str]) -> bool:
-    """Return whether an object with `metadata` is marked as the output of any source."""
-    return SOURCE in metadata
-
-
 def is_keyed(mark: str | None) -> bool:
     """Return whether `mark` was made with a key."""
     return KEYED.fullmatch(mark or "") is not None

@@ -382,6 +382,21 @@ def looks_like_copy(source: StoredObject, output: StoredObject) -> bool:
     return (source.etag, source.size) == (output.etag, output.size)
 
 
+def advice_on_taken(present: StoredObject) -> str:
+    """Return what to do about an object in the place of an output that is not its own.
+
+    An output of another source, such as ``a.heic`` beside ``a.jpg``, may be the only one that this
+    source has.
+    """
+    if SOURCE not in present.metadata:
+        return "remove it, or choose another destination"
+    return (
+        "it is marked as an output of another source, so do not remove it unless that source is "
+        "gone: choose another destination, or another VEIL_HEIF_SUFFIX if one of the sources is "
+        "HEIC"
+    )
+
+
 def place_mark(output: ObjectUri, key: Key) -> str:
     """Return the keyed digest of an output's address."""
     return key.digest(b"output\0" + str(output).encode("utf-8", "surrogatepass"))

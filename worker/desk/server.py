@@ -149,9 +149,12 @@ class Handler(RequestHandler):
         cookie = self.get_cookie(self.parts.cookie_prefix + SESSION_COOKIE)
         if header is None:
             return access.session(cookie, is_used=self._is_use)
+        sender = self.request.remote_ip
+        if sender not in self.parts.proxies:
+            raise HTTPError(401, reason=f"{sender} is no proxy of VEIL_REVIEW_PROXIES")
         name = self._name_in(header)
-        if not name or self.request.remote_ip not in self.parts.proxies:
-            raise HTTPError(401, reason="The proxy names no reviewer")
+        if not name:
+            raise HTTPError(401, reason=f"The proxy names no reviewer in {header}")
         session = access.session(cookie)
         if session is None or session.reviewer != name:
             session = access.begin(name)
@@ -621,10 +624,10 @@ def application(parts: Parts) -> Application:
 
 
 def _log_refusal(handler: RequestHandler) -> None:
-    """Log refused requests, without their addresses."""
+    """Log refused requests with the reason, without their addresses."""
     if handler.get_status() in (401, 403, 421, 429, 500):
-        sender = handler.request.remote_ip
-        log.warning("turned away", status=handler.get_status(), sender=sender)
+        sender, reason = handler.request.remote_ip, handler._reason
+        log.warning("turned away", status=handler.get_status(), sender=sender, message=reason)
 
 
 def _chosen(items: Items, state: str, sample: str) -> list[Item]:

@@ -306,7 +306,9 @@ def test_a_proxy_names_the_reviewer_and_without_its_header_nothing_is_shown(
         "VEIL_REVIEW_URL": "https://review.example",
     }
     with Desk(programs, tmp_path, environment, reviewers=()) as desk:
-        assert Client(desk.address).get("/").status == 401
+        answer = Client(desk.address).get("/")
+        reason = "The proxy names no reviewer in X-Forwarded-User"
+        assert (answer.status, answer.json["error"]) == (401, reason)
         client = Client(desk.address, X_Forwarded_User="ana", Host="review.example")
         page = client.get("/")
         assert page.status == 200
@@ -324,7 +326,10 @@ def test_a_proxy_names_the_reviewer_and_without_its_header_nothing_is_shown(
     with Desk(
         programs, tmp_path, {**environment, "VEIL_REVIEW_PROXIES": "10.0.0.1"}, reviewers=()
     ) as desk:
-        assert Client(desk.address, X_Forwarded_User="ana").get("/").status == 401
+        answer = Client(desk.address, X_Forwarded_User="ana").get("/")
+        reason = "127.0.0.1 is no proxy of VEIL_REVIEW_PROXIES"
+        assert (answer.status, answer.json["error"]) == (401, reason)
+        assert reason in desk.log.read_text()
 
 
 @pytest.mark.parametrize("url", ["http://review.example", "https://review.example/desk"])

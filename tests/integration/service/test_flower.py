@@ -89,6 +89,14 @@ def test_its_open_metrics_page_has_none_of_ours(flower, worker):
     )
 
 
+def test_workers_refuse_commands_that_would_keep_messages_in_hand(worker, queue):
+    task = "veil.anonymize_image"
+    (answer,) = queue.app.control.rate_limit(task, "1/m", reply=True, timeout=5)
+    assert ["refuse this command" in told["error"] for told in answer.values()] == [True]
+    (answer,) = queue.app.control.pool_grow(1, reply=True, timeout=5)
+    assert ["refuse this command" in told["error"] for told in answer.values()] == [True]
+
+
 def test_its_broker_page_shows_the_queues(flower, worker, wait_until):
     wait_until(lambda: b"uploads" in flower.get("/broker", flower.password)[1])
     status, page = flower.get("/broker", flower.password)

@@ -150,10 +150,18 @@ def versions(site):
 
 
 def test_what_is_put_at_the_destination_meanwhile_stays(site, place):
-    with pytest.raises(DestinationTaken, match="is not an output of"):
+    with pytest.raises(DestinationTaken, match="remove it, or choose another destination"):
         site.run(confirm=lambda: site.clean.put(place + "a.png", FOREIGN))
     assert site.clean.get(place + "a.png") == FOREIGN
     assert site.receipts() == []
+
+
+def test_the_output_of_another_source_stays_and_nobody_is_told_to_remove_it(site, place):
+    mark = {"veil-source-sha256": "0" * 64}
+    site.clean.put(place + "a.png", FOREIGN, Metadata=mark)
+    with pytest.raises(DestinationTaken, match="output of another source, so do not remove it"):
+        site.run()
+    assert site.clean.get(place + "a.png") == FOREIGN
 
 
 def test_what_takes_the_place_of_an_older_output_meanwhile_stays(site, place):

@@ -161,6 +161,11 @@ REFUSED = {
     'review={"enabled":true},secrets.review=[],settings.VEIL_REVIEW_URL="https://a"': (
         "review.enabled needs VEIL_REVIEW_PASSWORD"
     ),
+    'review={"enabled":true},settings.VEIL_REVIEW_URL="https://a",'
+    'settings.VEIL_REVIEW_USER_HEADER="X-User"': "set secrets.review to []",
+    'triggers.webhook.enabled=true,settings.VEIL_METRICS="[::]:8080"': (
+        "has the port 8080, at which the webhook listens"
+    ),
 }
 
 

@@ -67,7 +67,7 @@ def test_prometheus_takes_its_configuration_and_its_rules_also_outside_of_the_co
             shutil.copy(repository / source, copy)
     for folder in (tmp_path, docker):
         shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=folder)
-        assert "18 rules found" in shown
+        assert "19 rules found" in shown
 
 
 def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker, rules):

@@ -104,6 +104,10 @@
 {{- with $elsewhere }}
 {{- fail (printf "%s: VEIL_METRICS has its place in `settings` alone, where the probes of all pods find the port" (first .)) }}
 {{- end }}
+{{- $port := include "veil.metricsPort" . }}
+{{- if and (eq $port "8080") .Values.triggers.webhook.enabled }}
+{{- fail (printf "settings.VEIL_METRICS has the port %s, at which the webhook listens: choose another one" $port) }}
+{{- end }}
 {{- end }}
 
 {{/* Fail if the `args` of `place` have one of the `flags` that the chart gives the command itself. */}}
