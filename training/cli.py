@@ -467,7 +467,7 @@ def export(
     run = Run.load(folder)
     exported = exporting.export(run, to, threshold)
     metadata = exported.metadata
-    _warn_of(drawbacks_of(metadata.get("evaluation")))
+    _warn_of(drawbacks_of(metadata.get("evaluation")) or _never_evaluated(run))
     if as_json:
         print(json.dumps({"zip": str(exported.zip), "difference": exported.difference, **metadata}))
         return
@@ -481,17 +481,26 @@ def export(
     print(_setting_line(exported))
 
 
+def _never_evaluated(run: "Run") -> list[str]:
+    """Return a warning if no evaluation says which objects the model of `run` leaves exposed."""
+    if run.evaluation():
+        return []
+    return [
+        "the model was never evaluated on val: `veil train evaluate` says how many objects it "
+        "leaves exposed"
+    ]
+
+
 def _setting_line(exported: "Exported") -> str:
     """Return the setting with which workers use a model, as a shell takes it.
 
-    The default model stays beside one that finds no faces, or hides them worse.
+    The default model stays beside one that finds no faces, hides them worse, or was not evaluated.
     """
     from worker.detection.evaluation import evaluations
 
     metadata = exported.metadata
     measured = evaluations(metadata.get("evaluation"))
-    is_worse = any(one.label == FACE and one.drawbacks() for one in measured)
-    if FACE in metadata["labels"].values() and not is_worse:
+    if any(one.label == FACE and not one.drawbacks() for one in measured):
         return f"VEIL_MODEL={shlex.quote(str(exported.zip))}"
     return f"VEIL_MODELS={shlex.quote(f'default,{exported.zip}')}"
 

@@ -22,7 +22,7 @@ from worker.bootstrap import mask_style
 from worker.commands.progress import Bar, progress_bar
 from worker.detection import own_model, plates
 from worker.detection.faces import Boxes, Detections
-from worker.detection.labelled import merge_views
+from worker.detection.labelled import merge_views, with_label
 from worker.detection.model import DEFAULT_THRESHOLD, Model, stated_labels
 from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
@@ -33,9 +33,15 @@ from worker.masking.regions import MaskStyle, covered_pixels, regions
 from worker.model_settings import DEFAULT, PLATES, ModelAddress
 from worker.models import LITERT_MODULE, load_folder, load_model
 from worker.pixels import Pixels
-from worker.searches import passes_of, rules_of_treatment, threshold_of
+from worker.searches import (
+    LoadedModel,
+    labels_to_hide,
+    passes_of,
+    rules_of_treatment,
+    threshold_of,
+)
 from worker.settings import WorkerSettings
-from worker.treatments import Treatments
+from worker.treatments import AS_CONFIGURED, Treatments
 
 BUNDLED = {DEFAULT: FACE, PLATES: plates.LABEL}  # the models that come with Veil; their labels
 FLOOR = 0.05  # the lowest threshold that is evaluated
@@ -121,8 +127,8 @@ class Figures:
     `proposed` is the threshold that suits the label alone; None if no threshold has as few false
     alarms as were asked for, and for the bundled model, which keeps its own. `everything` has all
     detections from FLOOR on, by which `precision` and `curve` are computed. `as_served` has the
-    results at the threshold with which a worker would use the model; None if it has none yet, or
-    for the bundled model, which is judged there.
+    results at the threshold with which a worker would use the model, with what its rules leave
+    visible; None if it has none yet, or for the bundled model, which is judged there.
     """
 
     name: str
@@ -206,7 +212,8 @@ def evaluate(
     and views of a worker for the label.
     The threshold is `threshold`, or else the lowest one that finds objects of a label with at most
     `alarms` false alarms per picture, or else DEFAULT_THRESHOLD. It is that of all labels, as it is
-    in an export. The model to compare with keeps its own.
+    in an export. The model to compare with keeps its own. Raise SettingsInvalid for rules with
+    which a worker of this model would not start.
     """
     treatments = Treatments(mask_style(settings), dataset.labels, rules_of_treatment(settings))
     model, name = load(address, settings), Path(address).name
@@ -214,14 +221,13 @@ def evaluate(
     is_bundled = address in BUNDLED and not of_run
     labels = _labels_of(address, dataset) if is_bundled else dataset.labels
     numbers = class_numbers(model.folder, labels)
+    labels_to_hide(settings, [LoadedModel(model, stated_labels(model.folder), settings)])
     answers, takes = Remembering(model), ModelInput(model.fixed_size)
     swept = []
     for label in labels:
         about = dataset, split, label, look or passes_of(settings, label), look is None
-        style = treatments.of(label).style
-        swept.append(
-            _Measured(name, answers.of_class(numbers[label]), takes, *about, style).swept()
-        )
+        infer = answers.of_class(numbers[label])
+        swept.append(_Measured(name, infer, takes, *about, treatments).swept())
     proposals = [threshold or one.proposed(alarms) for one in swept]
     lowest = min((one for one in proposals if one), default=DEFAULT_THRESHOLD)
     figures = []
@@ -295,7 +301,11 @@ class _Measured:
     label: str
     look: PassSettings
     in_all_views: bool
-    style: MaskStyle
+    treatments: Treatments
+
+    @property
+    def style(self) -> MaskStyle:
+        return self.treatments.of(self.label).style
 
     def swept(self) -> "_Swept":
         """Return all detections from FLOOR on, and their curve."""
@@ -308,10 +318,17 @@ class _Measured:
         found = self._searched(threshold, bar)
         return tuple(_judged(picture, self._boxes(picture), its) for picture, _, its in found)
 
-    def hidden(self, threshold: float, bar: Bar) -> Hidden:
-        """Return the results of hiding what is found from `threshold` on."""
+    def hidden(self, threshold: float, bar: Bar, *, as_served: bool = False) -> Hidden:
+        """Return the results of hiding what is found from `threshold` on.
+
+        What the rules leave visible stays so `as_served`. Otherwise the model alone is judged.
+        """
         exposed, faces, spills, shown = 0, 0, [], []
-        for picture, frame, found in self._searched(threshold, bar):
+        for picture, frame, everything in self._searched(threshold, bar):
+            found = everything
+            if as_served:
+                labelled = with_label(everything, self.label)
+                found = self.treatments.wanted(labelled, AS_CONFIGURED)
             pixels = first_view(frame)
             hidden = hiding.hide(pixels, found.sightings, self.style)
             exposed += self._exposed(picture, pixels, hidden, found)
@@ -387,7 +404,9 @@ class _Swept:
         """Return the results at `threshold`, and at `served` too, if it is one."""
         with self.measured.bar(1 if served is None else 2) as bar:
             hidden = self.measured.hidden(threshold, bar)
-            as_served = None if served is None else self.measured.hidden(served, bar)
+            as_served = (
+                None if served is None else self.measured.hidden(served, bar, as_served=True)
+            )
         return Figures(
             self.measured.name,
             self.measured.label,

@@ -40,7 +40,8 @@ HIDDEN_OBJECTS = (
 )
 AS_SERVED = (
     "As served is the threshold with which a worker would use the model: that of "
-    "`VEIL_SCORE_THRESHOLD` or `VEIL_RULES`, else that of its `veil.json`, else 0.5."
+    "`VEIL_SCORE_THRESHOLD` or `VEIL_RULES`, else that of its `veil.json`, else 0.5. Objects that "
+    "`VEIL_RULES` leaves visible, with `ignore` or `smallest`, count as exposed."
 )
 LABELS, DETECTIONS = "labels.json", "detections.json"
 JUDGED = (

@@ -381,10 +381,13 @@ def test_a_start_that_is_no_run_is_refused_in_words(
         (["FACE", "plate"], 2, "VEIL_MODEL=made.zip"),
         (["FACE"], 3, "VEIL_MODELS=default,made.zip"),
         (["plate"], None, "VEIL_MODELS=default,made.zip"),
+        (["FACE"], None, "VEIL_MODELS=default,made.zip"),
+        (["FACE"], 2, "VEIL_MODEL='my models/made.zip'"),
+        (["plate"], None, "VEIL_MODELS='default,my models/made.zip'"),
     ],
-    ids=["faces", "faces and plates", "worse at faces", "plates"],
+    ids=["faces", "both", "worse at faces", "plates", "unknown", "pasted", "pasted beside"],
 )
-def test_an_export_replaces_the_default_model_only_if_it_hides_faces_as_well(
+def test_an_export_replaces_the_default_model_only_if_it_is_known_to_hide_faces_as_well(
     labels, exposed, setting
 ):
     metadata = {"labels": {str(number): label for number, label in enumerate(labels, 1)}}
@@ -392,22 +395,18 @@ def test_an_export_replaces_the_default_model_only_if_it_hides_faces_as_well(
         bundled = {"exposed": 2, "spill": 0.01}
         measured = {"faces": 9, "threshold": 0.4, "exposed": exposed, "spill": 0.01}
         metadata["evaluation"] = {**measured, "bundled": bundled}
-    exported = SimpleNamespace(zip="made.zip", metadata=metadata)
+    name = "my models/made.zip" if "my models" in setting else "made.zip"
+    exported = SimpleNamespace(zip=name, metadata=metadata)
 
     assert cli._setting_line(exported) == setting
 
 
-@pytest.mark.parametrize(
-    ("labels", "line"),
-    [
-        ({"1": "FACE"}, "VEIL_MODEL='my models/made.zip'"),
-        ({"1": "plate"}, "VEIL_MODELS='default,my models/made.zip'"),
-    ],
-)
-def test_the_setting_can_be_pasted_into_a_shell(labels, line):
-    exported = SimpleNamespace(zip="my models/made.zip", metadata={"labels": labels})
+def test_an_export_without_an_evaluation_says_so(tmp_path):
+    run = Run.open(tmp_path, RECIPE, "d" * 64)
+    assert "never evaluated on val" in cli._never_evaluated(run)[0]
 
-    assert cli._setting_line(exported) == line
+    (tmp_path / EVALUATION).write_text(json.dumps({"split": "val"}))
+    assert cli._never_evaluated(run) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tasks.errors import ModelInvalid
+from tasks.errors import ModelInvalid, SettingsInvalid
 from training.data import formats, importing
 from training.data.importing import Choice
 from training.evaluation import evaluating, report
@@ -342,3 +342,30 @@ def test_objects_are_hidden_with_the_margin_of_a_worker(
     _, plates = evaluate(dataset, monkeypatch, made, settings=WorkerSettings(rules=rules))
 
     assert plates.as_served.exposed == exposed
+
+
+@pytest.mark.parametrize("rule", ["ignore", "smallest=100000"])
+def test_what_a_rule_leaves_visible_is_exposed_as_served(rule, dataset, tmp_path, monkeypatch):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"})
+
+    settings = WorkerSettings(rules=f"plate: {rule}")
+    faces, plates = evaluate(dataset, monkeypatch, made, settings=settings)
+
+    assert (faces.as_served.exposed, plates.as_served.exposed) == (0, 3)
+    assert plates.summary()["as_served"]["recall"] == 0
+    assert plates.hidden.exposed == 0  # The model itself finds them.
+
+
+@pytest.mark.parametrize(
+    ("rules", "fault"),
+    [
+        ("hat: ignore", "no model finds hat: choose from FACE, plate"),
+        ("FACE: ignore; plate: ignore", "ignores every label"),
+    ],
+)
+def test_rules_with_which_no_worker_starts_are_refused(
+    rules, fault, dataset, tmp_path, monkeypatch
+):
+    made = model(tmp_path, {"1": "FACE", "2": "plate"})
+    with pytest.raises(SettingsInvalid, match=fault):
+        evaluate(dataset, monkeypatch, made, settings=WorkerSettings(rules=rules))
