@@ -21,7 +21,6 @@ from .delivery.attempts import Delivery
 from .delivery.circuit_breaker import requested_pause
 from .errors import (
     Busy,
-    InvalidRequest,
     MalformedMessage,
     Permanent,
     Poison,
@@ -309,7 +308,7 @@ def _record_dead_letter(
     delivery: Delivery | None,
     routed: Routed | None,
 ) -> None:
-    route = _route_name(fields) if routed is None else routed.route.name
+    route = None if routed is None else routed.route.name
     letter = _dead_letter(task, fields, error, delivery)
     try:
         with task.app.backend.client.pipeline() as pipe:
@@ -330,18 +329,6 @@ def _record_dead_letter(
         delivery.forget_deaths()
     metrics.dead(error, route)
     tracing.set_outcome("dead")
-
-
-def _route_name(fields: Mapping[str, Any]) -> str | None:
-    """Return the name of the route of the source in a message that no worker accepts, if any."""
-    text = fields.get("source")
-    if not isinstance(text, str):
-        return None
-    try:
-        route = app.work.pipeline.routes.of_object(ObjectUri.parse(text))
-    except InvalidRequest:
-        return None
-    return None if route is None else route.name
 
 
 def _run_of(task: Task) -> str | None:

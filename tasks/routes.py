@@ -182,14 +182,14 @@ class Routes:
 
     def priority_of(self, source: ObjectUri) -> int:
         """Return the priority of messages for `source`: 0, the first, if its route has none."""
-        route = self.of_object(source)
+        route = self._route_of(source)
         return 0 if route is None or route.priority is None else PRIORITIES[route.priority]
 
     @cached_property
     def _by_source(self) -> list[Route]:
         return sorted(self.routes, key=_source)
 
-    def of_object(self, source: ObjectUri) -> Route | None:
+    def _route_of(self, source: ObjectUri) -> Route | None:
         """Return the route of `source`; None if there is none."""
         # No source of a route is within another. So the last one that is not after `source` is the
         # only one that may contain it.
@@ -203,7 +203,7 @@ class Routes:
         Raises BucketNotAllowed if no route leads from the source to the destination, and
         InvalidRequest if the output can't be stored there.
         """
-        route = self.of_object(request.source)
+        route = self._route_of(request.source)
         if route is None:
             raise BucketNotAllowed(
                 f"{request.source} is in no source of {self.setting}: add a route, or correct the "
