@@ -7,7 +7,6 @@ import base64
 import json
 import math
 import time
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +20,13 @@ DEFAULT_QUEUE = "celery"  # of a Celery app that sets no queue
 SCAN_KEYS = 2000  # keys that Redis examines for one answer
 MAX_SCANS = 50  # answers, after which the search for stray messages ends
 MAX_LISTS = 200  # lists in which stray messages are searched
-MAX_CLOCK_AHEAD = 60.0  # seconds; a message from later is one with a time in another unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueStatus:
     """The number of messages that wait on a queue, and the age of its next message in seconds.
 
-    A queue has a next message for each priority, and the age is that of the oldest one. It is None
-    if no message waits or none of these contains its time.
+    The age is None if no message waits or the next one does not contain the time.
     """
 
     name: str
@@ -53,30 +50,20 @@ def statuses(redis: Any) -> list[QueueStatus]:
     return found
 
 
-def undated(redis: Any) -> set[tuple[str, int]]:
-    """Return the next messages that do not contain their time: queues and digests of messages."""
-    names = [(queue, name) for queue in QUEUES for name in _lists(queue)]
-    with redis.pipeline(transaction=False) as pipe:
-        for _, name in names:
-            pipe.lindex(name, -1)
-        messages = pipe.execute()
-    return {
-        (queue, zlib.crc32(message))
-        for (queue, _), message in zip(names, messages, strict=True)
-        if message is not None and _queued_at(message) is None
-    }
+def stray_in_default_queue(redis: Any) -> int:
+    """Return the number of stray messages in Celery's default queue.
+
+    Celery's own clients use this queue if they name none.
+    """
+    return sum(queue.waiting for queue in _strays(redis, [DEFAULT_QUEUE]))
 
 
 def stray(redis: Any) -> list[QueueStatus]:
-    """Return the status of each list that no worker reads and that holds a message for Veil."""
-    return stray_among(redis, unread_queues(redis))
+    """Return the status of each list that no worker reads and that holds a message for Veil.
 
-
-def unread_queues(redis: Any) -> list[str]:
-    """Return the names of the queues in Redis that no worker reads, of all projects.
-
-    They begin with Celery's default queue, which clients use that name none. The search covers
-    about SCAN_KEYS × MAX_SCANS keys and MAX_LISTS lists.
+    A list counts if its first or its last message is for Veil, because other projects may use the
+    same Redis. Besides Celery's default queue, the search covers about SCAN_KEYS × MAX_SCANS keys
+    and MAX_LISTS lists.
     """
     names = {DEFAULT_QUEUE}
     cursor = 0
@@ -86,29 +73,7 @@ def unread_queues(redis: Any) -> list[str]:
         if not cursor or len(names) > MAX_LISTS:
             break
     others = sorted(names - {DEFAULT_QUEUE, *QUEUES})
-    return [DEFAULT_QUEUE, *others[:MAX_LISTS]]
-
-
-def stray_among(redis: Any, names: list[str]) -> list[QueueStatus]:
-    """Return the status of those of the queues `names` that hold a message for Veil.
-
-    A list counts if its first or its last message is for Veil, because other projects may use the
-    same Redis.
-    """
-    lists = [_lists(name) for name in names]
-    with redis.pipeline(transaction=False) as pipe:
-        for name in (name for steps in lists for name in steps):
-            pipe.llen(name)
-            pipe.lindex(name, 0)
-            pipe.lindex(name, -1)
-        answers = iter(pipe.execute(raise_on_error=False))
-    found = []
-    for name, steps in zip(names, lists, strict=True):
-        ends = [(next(answers), next(answers), next(answers)) for _ in steps]
-        if any(_is_for_veil(newest) or _is_for_veil(oldest) for _, newest, oldest in ends):
-            messages = [(length, oldest) for length, _, oldest in ends if isinstance(length, int)]
-            found.append(_status(name, messages))
-    return found
+    return _strays(redis, [DEFAULT_QUEUE, *others[:MAX_LISTS]])
 
 
 def depth(redis: Any, queue: str) -> int:
@@ -181,6 +146,24 @@ def age(queued_at: Any) -> float | None:
     return None if begun is None else max(0.0, time.time() - begun)
 
 
+def _strays(redis: Any, names: list[str]) -> list[QueueStatus]:
+    """Return the status of those of the queues `names` that hold a message for Veil."""
+    lists = [_lists(name) for name in names]
+    with redis.pipeline(transaction=False) as pipe:
+        for name in (name for steps in lists for name in steps):
+            pipe.llen(name)
+            pipe.lindex(name, 0)
+            pipe.lindex(name, -1)
+        answers = iter(pipe.execute(raise_on_error=False))
+    found = []
+    for name, steps in zip(names, lists, strict=True):
+        ends = [(next(answers), next(answers), next(answers)) for _ in steps]
+        if any(_is_for_veil(newest) or _is_for_veil(oldest) for _, newest, oldest in ends):
+            messages = [(length, oldest) for length, _, oldest in ends if isinstance(length, int)]
+            found.append(_status(name, messages))
+    return found
+
+
 def _queue_name(key: bytes) -> str:
     """Return the name of the queue that the Redis list `key` belongs to, without its priority."""
     return key.decode(errors="replace").partition(kombu_redis.Channel.sep)[0]
@@ -233,15 +216,14 @@ def _queued_at(message: bytes) -> float | None:
 
 
 def _time(value: Any) -> float | None:
-    """Return a JSON value as seconds since the epoch; None if it is no time, or one to come."""
+    """Return a JSON value as seconds since the epoch; None if it is no time."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         seconds = float(value)
     except OverflowError:  # an integer with hundreds of digits
         return None
-    is_past = math.isfinite(seconds) and seconds <= time.time() + MAX_CLOCK_AHEAD
-    return seconds if is_past else None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _parsed(text: bytes) -> Any:

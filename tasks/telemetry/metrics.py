@@ -5,7 +5,6 @@ unbounded. The labels of objects are those that the models of the worker state, 
 routes are those of the routes file.
 """
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
@@ -32,7 +31,6 @@ from ..records import dead_letters, queues, review
 from ..redis.clients import impatient_client, try_writing
 from ..settings import Settings, split_address
 
-STRAY_SEARCH_SECONDS = 300.0  # between two searches for queues, which read the names of all keys
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
 Source = Literal["sqs", "http", "poll"]
@@ -258,9 +256,6 @@ class QueueCollector(Collector):
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
-        self._undated_since: dict[tuple[str, int], float] = {}
-        self._unread: list[str] = []
-        self._next_search = 0.0
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -285,23 +280,21 @@ class QueueCollector(Collector):
         waiting = GaugeMetricFamily("veil_queue_messages", "Waiting messages.", labels=["queue"])
         oldest = GaugeMetricFamily(
             "veil_queue_oldest_seconds",
-            "Age of the message that is delivered next; 0 if none waits. One without a time counts "
-            "from the scrape that saw it first.",
+            "Age of the message that is delivered next; 0 if none waits.",
             labels=["queue"],
         )
-        undated = self._undated_seconds()
         for queue in queues.statuses(self._redis):
             waiting.add_metric([queue.name], queue.waiting)
-            age = max(queue.oldest_seconds or 0.0, undated.get(queue.name, 0.0))
-            oldest.add_metric([queue.name], age)
+            oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
+        stray = queues.stray_in_default_queue(self._redis)
         in_hand, dead = queues.in_hand(self._redis), dead_letters.LETTERS.count(self._redis)
         silent = runs.silent_seconds(self._redis)
         yield waiting
         yield oldest
         yield GaugeMetricFamily(
             "veil_stray_messages",
-            "Messages for Veil in queues that no worker reads.",
-            value=self._stray(),
+            "Messages for Veil in Celery's default queue, which no worker reads.",
+            value=stray,
         )
         yield GaugeMetricFamily(
             "veil_in_flight_messages", "Messages that all workers hold.", value=in_hand
@@ -329,25 +322,6 @@ class QueueCollector(Collector):
             "Notifications that their target did not accept, and that are due again.",
             value=outbox.failed(self._redis),
         )
-
-    def _undated_seconds(self) -> dict[str, float]:
-        """Return how long the next messages without a time have been seen, by queue."""
-        now = time.monotonic()
-        self._undated_since = {
-            message: self._undated_since.get(message, now)
-            for message in queues.undated(self._redis)
-        }
-        seconds: dict[str, float] = {}
-        for (queue, _), since in self._undated_since.items():
-            seconds[queue] = max(seconds.get(queue, 0.0), now - since)
-        return seconds
-
-    def _stray(self) -> int:
-        """Return the number of stray messages. Their queues are searched now and then."""
-        if time.monotonic() >= self._next_search:
-            self._unread = queues.unread_queues(self._redis)
-            self._next_search = time.monotonic() + STRAY_SEARCH_SECONDS
-        return sum(queue.waiting for queue in queues.stray_among(self._redis, self._unread))
 
 
 def serve(settings: Settings, app: Celery, registry: CollectorRegistry) -> None:

@@ -226,35 +226,6 @@ def test_messages_in_a_queue_that_no_worker_reads_are_counted(collected, unatten
     assert collected("veil_stray_messages") == 2
 
 
-def test_a_queue_of_a_wrong_name_is_found_by_the_next_search(collected, unattended, monkeypatch):
-    assert collected("veil_stray_messages") == 0
-    unattended.client.lpush("uploades", json.dumps({"headers": {"task": TASK}}))
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: time.perf_counter() + 1e6)
-    assert collected("veil_stray_messages") == 1
-    unattended.client.delete("uploades")
-    assert collected("veil_stray_messages") == 0
-
-
-@pytest.mark.parametrize("headers", [{}, {QUEUED_AT_HEADER: 1764547200000}], ids=["none", "ms"])
-def test_a_message_without_a_time_counts_from_when_it_was_seen_first(
-    collected, unattended, monkeypatch, headers
-):
-    now = 1000.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
-    for number in range(2):
-        unattended.client.lpush(UPLOADS, json.dumps({"headers": headers, "body": number}))
-    oldest = ("veil_queue_oldest_seconds", {"queue": UPLOADS})
-    assert collected(*oldest) == 0
-    now += 400
-    assert collected(*oldest) == 400
-    unattended.client.rpop(UPLOADS)  # a worker takes it, and the next one is seen
-    assert collected(*oldest) == 0
-    now += 100
-    assert collected(*oldest) == 100
-    unattended.client.delete(UPLOADS)
-    assert collected(*oldest) == 0
-
-
 def test_a_backfill_that_goes_on_is_silent_until_it_stores_progress_or_ends(collected, unattended):
     assert collected("veil_backfill_silent_seconds") == 0
     now = time.time()
@@ -273,7 +244,7 @@ def test_a_backfill_that_goes_on_is_silent_until_it_stores_progress_or_ends(coll
 def test_junk_at_the_end_of_a_queue_does_not_break_the_scrape(collected, unattended, junk):
     unattended.client.lpush(UPLOADS, junk)
     assert collected("veil_queue_messages", {"queue": UPLOADS}) == 1
-    assert collected("veil_queue_oldest_seconds", {"queue": UPLOADS}) < 5
+    assert collected("veil_queue_oldest_seconds", {"queue": UPLOADS}) == 0
 
 
 def test_a_clock_that_is_behind_shows_no_negative_age(collected, unattended):
