@@ -24,7 +24,7 @@ MAX_ROUTES = 500  # Each has time series of its own.
 MAX_BYTES = 1 << 20
 PLACES = ("source", "destination")  # the keys that every route has
 NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-SUFFIX = r"^[^,/\s]{1,64}$"
+SUFFIX = r"^(?=.{1,64}$)[^,/\s]*\.[^,/\s]+$"
 # The settings of workers that a route may have in place of those of VEIL_…, by their names there.
 ROUTE_SETTINGS = (
     *("method", "region", "margin", "shape", "feather", "no_faces", "verify"),
@@ -61,7 +61,7 @@ Address = Annotated[str, AfterValidator(_address)]
 RouteSuffix = Annotated[
     str,
     Field(json_schema_extra={"pattern": SUFFIX}),
-    of_form(SUFFIX, "a suffix such as .jpg, of up to 64 characters without , / or space"),
+    of_form(SUFFIX, "a suffix with a dot, as .jpg, of up to 64 characters without , / or space"),
     AfterValidator(str.lower),
 ]
 
@@ -75,8 +75,9 @@ class RouteEntry(BaseModel):
     destination: Address = Field(description="Bucket and prefix of their outputs.")
     suffixes: list[RouteSuffix] = Field(
         [],
-        description="Suffixes of the keys that the route takes, in upper or lower case; empty for "
-        "all keys.",
+        min_length=1,
+        description="Suffixes of the keys that the route takes, in upper or lower case. A route "
+        "without this key takes all keys.",
     )
     priority: Priority | SkipJsonSchema[None] = Field(
         None,

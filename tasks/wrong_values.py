@@ -29,6 +29,7 @@ TEXTS = {
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must have at least {min_length} characters",
     "string_type": "must be a text",
+    "too_short": "must have {min_length} or more values",
     "tuple_type": LIST,
 }
 # The types of JSON by those that Python reads them as.

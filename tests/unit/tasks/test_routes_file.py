@@ -139,6 +139,11 @@ def test_every_mistake_is_named_at_once_with_its_route_and_key(file):
     assert "destinations s3://clean/ and s3://clean/far/ overlap" in others[9]
 
 
+def test_a_suffix_may_have_a_part_of_the_name(file):
+    north, _ = read_routes(file(TWO.replace(".png", "_Front.png")), nothing_wrong)
+    assert north.suffixes == (".jpg", "_front.png")
+
+
 def test_a_text_in_place_of_a_list_is_told_in_words(file):
     text = TWO.replace('[".JPG", ".png"]', '".jpg"')
     with pytest.raises(ValueError, match=r"\[routes\.north\] suffixes: must be a list$"):
@@ -185,7 +190,15 @@ ROUTE = 'source = "s3://raw/{0}"\ndestination = "s3://clean/{0}"\n'
         ("", "has no route"),
         (
             "[routes.a]\nsuffixes = ['']\n" + ROUTE.format("a"),
-            "must be a suffix such as .jpg, of up",
+            "must be a suffix with a dot, as .jpg, of up",
+        ),
+        (
+            "[routes.a]\nsuffixes = ['.png', 'jpg']\n" + ROUTE.format("a"),
+            "must be a suffix with a dot, as .jpg, of up",
+        ),
+        (
+            "[routes.a]\nsuffixes = []\n" + ROUTE.format("a"),
+            r"\[routes.a\] suffixes: must have 1 or more values$",
         ),
         ("[routes]\n", "has no route"),
         ("[routes]\na = 1\n", r"\[routes.a\] is no table"),
