@@ -109,7 +109,7 @@ def read(redis: Any) -> Status:
         per_second = outcomes.per_second(redis, is_idle=not pictures)
         return Status(
             queues=waiting,
-            stray=queues.stray(redis),
+            stray=queues.StrayMessages().read(redis),
             risks=durability.risks(redis),
             refusal=_refusal(redis),
             in_flight=in_flight,
