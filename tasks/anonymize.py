@@ -21,6 +21,7 @@ from .delivery.attempts import Delivery
 from .delivery.circuit_breaker import requested_pause
 from .errors import (
     Busy,
+    InvalidRequest,
     MalformedMessage,
     Permanent,
     Poison,
@@ -308,7 +309,7 @@ def _record_dead_letter(
     delivery: Delivery | None,
     routed: Routed | None,
 ) -> None:
-    route = None if routed is None else routed.route.name
+    route = _route_name(fields) if routed is None else routed.route.name
     letter = _dead_letter(task, fields, error, delivery)
     try:
         with task.app.backend.client.pipeline() as pipe:
@@ -329,6 +330,18 @@ def _record_dead_letter(
         delivery.forget_deaths()
     metrics.dead(error, route)
     tracing.set_outcome("dead")
+
+
+def _route_name(fields: Mapping[str, Any]) -> str | None:
+    """Return the name of the route of a request that was refused; None if it has no such route."""
+    source = fields.get("source")
+    if not isinstance(source, str):
+        return None
+    try:
+        route = app.work.pipeline.routes.of_picture(ObjectUri.parse(source))
+    except InvalidRequest:
+        return None
+    return None if route is None else route.name
 
 
 def _run_of(task: Task) -> str | None:

@@ -22,8 +22,7 @@ from .telemetry import tracing
 if TYPE_CHECKING:
     from .app import App
 
-RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
-RECIPES = "veil:recipes"  # the key of those of its routes, a hash by their names
+RECIPES = "veil:recipes"  # the Redis key of the recipes of routes, a hash by their names
 LABELS = "veil:labels"  # the key of the labels that it finds, a JSON list
 # The namespace (RFC 9562, section 6.6) of task ids. It was drawn at random once.
 NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")
@@ -261,7 +260,7 @@ def announce_recipe(
     the recipe of each route that has a name.
     """
     with redis.pipeline() as pipe:
-        pipe.set(RECIPE, recipe)
+        pipe.set(queues.RECIPE, recipe)
         pipe.set(LABELS, json.dumps(list(labels)))
         pipe.delete(RECIPES)
         if of_routes:
@@ -276,7 +275,7 @@ def announced_recipe(redis: Any, route: str | None = None) -> str | None:
     """
     with connected():
         stored = redis.hget(RECIPES, route) if route is not None else None
-        stored = stored or redis.get(RECIPE)
+        stored = stored or redis.get(queues.RECIPE)
     return stored.decode() if stored else None
 
 

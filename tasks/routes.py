@@ -182,15 +182,18 @@ class Routes:
 
     def priority_of(self, source: ObjectUri) -> int:
         """Return the priority of messages for `source`: 0, the first, if its route has none."""
-        route = self._route_of(source)
+        route = self.of_picture(source)
         return 0 if route is None or route.priority is None else PRIORITIES[route.priority]
 
     @cached_property
     def _by_source(self) -> list[Route]:
         return sorted(self.routes, key=_source)
 
-    def _route_of(self, source: ObjectUri) -> Route | None:
-        """Return the route of `source`; None if there is none."""
+    def of_picture(self, source: ObjectUri) -> Route | None:
+        """Return the route whose source contains `source`; None if there is none.
+
+        It may refuse the picture, as for its suffix.
+        """
         # No source of a route is within another. So the last one that is not after `source` is the
         # only one that may contain it.
         position = bisect_right(self._by_source, (source.bucket, source.key), key=_source)
@@ -203,7 +206,7 @@ class Routes:
         Raises BucketNotAllowed if no route leads from the source to the destination, and
         InvalidRequest if the output can't be stored there.
         """
-        route = self._route_of(request.source)
+        route = self.of_picture(request.source)
         if route is None:
             raise BucketNotAllowed(
                 f"{request.source} is in no source of {self.setting}: add a route, or correct the "

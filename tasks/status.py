@@ -35,7 +35,7 @@ class Status:
     tasks.records.outcomes.recent_rate. `seconds_left` is the time that the messages on the queues
     and in flight take at that rate, or None if the rate is 0. `recipe` is that of the worker that
     started last, and `labels` are those that it finds. `routes` are those of the routes file, by
-    name.
+    name; their outcomes add up to `outcomes`.
     """
 
     queues: Sequence[QueueStatus]
@@ -56,9 +56,12 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class RouteStatus:
-    """The status of a route with a name: its pictures by outcome, and its recipe if known."""
+    """The status of a route with a name: its pictures by outcome, and its recipe if known.
 
-    route: str
+    `route` is None for the pictures and messages that are in no such route.
+    """
+
+    route: str | None
     outcomes: Mapping[str, int]
     recipe: str | None
 
@@ -107,13 +110,14 @@ def read(redis: Any) -> Status:
         in_flight = queues.in_hand(redis)
         pictures = _pictures(waiting, in_flight)
         per_second = outcomes.per_second(redis, is_idle=not pictures)
+        totals, of_routes = outcomes.totals_and_routes(redis)
         return Status(
             queues=waiting,
-            stray=queues.stray(redis),
+            stray=queues.StrayMessages().read(redis),
             risks=durability.risks(redis),
             refusal=_refusal(redis),
             in_flight=in_flight,
-            outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
+            outcomes=dict.fromkeys(OUTCOMES, 0) | totals,
             dead=dead_letters.LETTERS.count(redis),
             to_review=review.REVIEW_LIST.count(redis),
             review_desk=review.desk_address(redis),
@@ -121,7 +125,7 @@ def read(redis: Any) -> Status:
             seconds_left=_seconds_left(pictures, per_second),
             recipe=announced_recipe(redis),
             labels=announced_labels(redis),
-            routes=_routes(redis),
+            routes=_routes(announced_recipes(redis), totals, of_routes),
         )
 
 
@@ -149,14 +153,25 @@ def _refusal(redis: Any) -> str | None:
     return None
 
 
-def _routes(redis: Any) -> list[RouteStatus]:
-    """Return the routes that the worker that started last has, and those with outcomes."""
-    recipes, counts = announced_recipes(redis), outcomes.of_routes(redis)
+def _routes(
+    recipes: Mapping[str, str], totals: Mapping[str, int], counts: Mapping[str, dict[str, int]]
+) -> list[RouteStatus]:
+    """Return the routes that the worker that started last has, and those with outcomes.
+
+    The last one has those of the `totals` that are in no route with a name, if there are any.
+    """
     nothing = dict.fromkeys((*DONE, FAILED), 0)
-    return [
+    found = [
         RouteStatus(route=name, outcomes=nothing | counts.get(name, {}), recipe=recipes.get(name))
         for name in sorted(recipes.keys() | counts.keys())
     ]
+    others = {
+        outcome: totals.get(outcome, 0) - sum(route.outcomes[outcome] for route in found)
+        for outcome in nothing
+    }
+    if found and any(others.values()):
+        found.append(RouteStatus(route=None, outcomes=others, recipe=None))
+    return found
 
 
 def read_run(redis: Any, run: str) -> RunStatus | None:

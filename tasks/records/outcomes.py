@@ -59,13 +59,17 @@ def totals(redis: Any) -> dict[str, int]:
     return _counts(redis.hgetall(TOTALS))
 
 
-def of_routes(redis: Any) -> dict[str, dict[str, int]]:
-    """Return the number of pictures of each route that has a name, by outcome."""
+def totals_and_routes(redis: Any) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """Return the totals and, of the same moment, those of each route that has a name."""
+    with redis.pipeline() as pipe:
+        pipe.hgetall(TOTALS)
+        pipe.hgetall(ROUTES)
+        all_counts, counts = map(_counts, pipe.execute())
     found: dict[str, dict[str, int]] = {}
-    for name, number in _counts(redis.hgetall(ROUTES)).items():
+    for name, number in counts.items():
         route, _, status = name.partition(" ")
         found.setdefault(route, {})[status] = number
-    return found
+    return all_counts, found
 
 
 def of_run(redis: Any, run: str) -> dict[str, int]:

@@ -5,8 +5,8 @@ Stray messages wait in a list that no worker reads.
 
 import base64
 import json
-import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,21 @@ from ..messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER, TASK
 
 LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, priority, queue] by delivery tag
 BATCH_SIZE = 500  # records in one answer of Redis
+RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
 DEFAULT_QUEUE = "celery"  # of a Celery app that sets no queue
 SCAN_KEYS = 2000  # keys that Redis examines for one answer
 MAX_SCANS = 50  # answers, after which the search for stray messages ends
 MAX_LISTS = 200  # lists in which stray messages are searched
+MAX_AGE_SECONDS = 366 * 86_400.0  # of a message; a time before that is none
+MAX_AHEAD_SECONDS = 60.0  # of the clock of a sender; a later time, as in milliseconds, is none
+SEARCHED_MESSAGES = 100_000  # among the next ones of a list, to find one that was seen before
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueStatus:
     """The number of messages that wait on a queue, and the age of its next message in seconds.
 
-    The age is None if no message waits or the next one does not contain the time.
+    The age is None if no message waits, or if the next one contains no plausible time.
     """
 
     name: str
@@ -34,8 +38,33 @@ class QueueStatus:
     oldest_seconds: float | None
 
 
-def statuses(redis: Any) -> list[QueueStatus]:
-    """Return the status of every queue."""
+class Watch:
+    """A memory of messages seen in the lists of queues, and since when.
+
+    It tells how long a message without a time has waited at least.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[bytes, float]] = {}
+
+    def seconds(self, redis: Any, name: str) -> float:
+        """Return for how many seconds the next message of the list `name` has waited at least.
+
+        A message that was seen and still waits came after the next one, so that waited longer.
+        """
+        if name in self._seen:
+            message, since = self._seen[name]
+            position = redis.lpos(name, message, rank=-1, maxlen=SEARCHED_MESSAGES)
+            if position is not None:
+                return time.monotonic() - since
+        place = min(redis.llen(name), SEARCHED_MESSAGES)
+        if place and (message := redis.lindex(name, -place)) is not None:
+            self._seen[name] = message, time.monotonic()
+        return 0.0
+
+
+def statuses(redis: Any, watch: Watch | None = None) -> list[QueueStatus]:
+    """Return the status of every queue. `watch` tells ages that messages do not contain."""
     lists = [_lists(queue) for queue in QUEUES]
     with redis.pipeline(transaction=False) as pipe:
         for names in lists:
@@ -45,35 +74,69 @@ def statuses(redis: Any) -> list[QueueStatus]:
         answers = iter(pipe.execute())
     found = []
     for queue, names in zip(QUEUES, lists, strict=True):
-        waiting = [(next(answers), next(answers)) for _ in names]
-        found.append(_status(queue, waiting))
+        ends = [(next(answers), next(answers)) for _ in names]
+        watched = [
+            watch.seconds(redis, name)
+            for name, (_, message) in zip(names, ends, strict=True)
+            if watch is not None and message is not None and _queued_at(message) is None
+        ]
+        found.append(_status(queue, ends, watched))
     return found
 
 
-def stray_in_default_queue(redis: Any) -> int:
-    """Return the number of stray messages in Celery's default queue.
-
-    Celery's own clients use this queue if they name none.
-    """
-    return sum(queue.waiting for queue in _strays(redis, [DEFAULT_QUEUE]))
-
-
-def stray(redis: Any) -> list[QueueStatus]:
-    """Return the status of each list that no worker reads and that holds a message for Veil.
+class StrayMessages:
+    """The lists that no worker reads and that hold a message for Veil.
 
     A list counts if its first or its last message is for Veil, because other projects may use the
-    same Redis. Besides Celery's default queue, the search covers about SCAN_KEYS × MAX_SCANS keys
-    and MAX_LISTS lists.
+    same Redis. Besides Celery's default queue, which its clients use if they name none, the search
+    covers about SCAN_KEYS × MAX_SCANS keys and MAX_LISTS lists. Within `search_seconds` of a search
+    only what it found is read again.
     """
-    names = {DEFAULT_QUEUE}
+
+    def __init__(self, search_seconds: float = 0.0) -> None:
+        self._search_seconds = search_seconds
+        self._searched: float | None = None
+        self._found: list[str] = []
+
+    def read(self, redis: Any) -> list[QueueStatus]:
+        """Return the status of each such list."""
+        now = time.monotonic()
+        if self._searched is None or now - self._searched >= self._search_seconds:
+            found = _strays(redis, _other_names(redis))
+            self._found, self._searched = [queue.name for queue in found], now
+            return found
+        return _strays(redis, sorted({DEFAULT_QUEUE, *self._found}))
+
+
+def _other_names(redis: Any) -> list[str]:
+    """Return the names of the lists that may be queues, but none of this or another installation.
+
+    Another installation is one whose prefix begins with that of this one.
+    """
+    names: set[str] = set()
     cursor = 0
     for _ in range(MAX_SCANS):
         cursor, keys = redis.scan(cursor, count=SCAN_KEYS, _type="list")
         names.update(_queue_name(key) for key in keys)
         if not cursor or len(names) > MAX_LISTS:
             break
-    others = sorted(names - {DEFAULT_QUEUE, *QUEUES})
-    return _strays(redis, [DEFAULT_QUEUE, *others[:MAX_LISTS]])
+    names -= {DEFAULT_QUEUE, *QUEUES}
+    return [DEFAULT_QUEUE, *_without_other_installations(redis, sorted(names)[:MAX_LISTS])]
+
+
+def _without_other_installations(redis: Any, names: list[str]) -> list[str]:
+    """Return the `names` of queues that are not those of an installation with another prefix.
+
+    Its workers have announced their recipe under this prefix.
+    """
+    prefixes = {
+        name: name.removesuffix(queue) for name in names for queue in QUEUES if name.endswith(queue)
+    }
+    with redis.pipeline(transaction=False) as pipe:
+        for prefix in prefixes.values():
+            pipe.exists(f"{prefix}{RECIPE}")
+        has_workers = dict(zip(prefixes, pipe.execute(), strict=True))
+    return [name for name in names if not has_workers.get(name)]
 
 
 def depth(redis: Any, queue: str) -> int:
@@ -197,9 +260,14 @@ def _lists(queue: str) -> list[str]:
     return [f"{queue}{channel.sep}{step}" if step else queue for step in channel.priority_steps]
 
 
-def _status(queue: str, lists: list[tuple[int, bytes | None]]) -> QueueStatus:
-    """Return the status of `queue` from the length and the next message of each of its lists."""
-    ages = []
+def _status(
+    queue: str, lists: list[tuple[int, bytes | None]], other_ages: Iterable[float] = ()
+) -> QueueStatus:
+    """Return the status of `queue` from the length and the next message of each of its lists.
+
+    `other_ages` are those, in seconds, that these messages do not contain.
+    """
+    ages = [round(seconds, 1) for seconds in other_ages]
     for _, message in lists:
         seconds = None if message is None else age(_queued_at(message))
         if seconds is not None:
@@ -216,14 +284,12 @@ def _queued_at(message: bytes) -> float | None:
 
 
 def _time(value: Any) -> float | None:
-    """Return a JSON value as seconds since the epoch; None if it is no time."""
+    """Return a JSON value as seconds since the epoch; None if it is no plausible time."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        seconds = float(value)
-    except OverflowError:  # an integer with hundreds of digits
-        return None
-    return seconds if math.isfinite(seconds) else None
+    now = time.time()  # Python compares it with integers of any size, and NaN is in no range.
+    is_plausible = now - MAX_AGE_SECONDS <= value <= now + MAX_AHEAD_SECONDS
+    return float(value) if is_plausible else None
 
 
 def _parsed(text: bytes) -> Any:

@@ -31,6 +31,7 @@ from ..records import dead_letters, queues, review
 from ..redis.clients import impatient_client, try_writing
 from ..settings import Settings, split_address
 
+SEARCH_SECONDS = 120.0  # from one search for stray messages to the next, which reads many keys
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
 Source = Literal["sqs", "http", "poll"]
@@ -256,6 +257,8 @@ class QueueCollector(Collector):
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
+        self._watch = queues.Watch()
+        self._stray = queues.StrayMessages(SEARCH_SECONDS)
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -280,20 +283,20 @@ class QueueCollector(Collector):
         waiting = GaugeMetricFamily("veil_queue_messages", "Waiting messages.", labels=["queue"])
         oldest = GaugeMetricFamily(
             "veil_queue_oldest_seconds",
-            "Age of the message that is delivered next; 0 if none waits.",
+            "Age of the message that is delivered next, as far as it is known; 0 if none waits.",
             labels=["queue"],
         )
-        for queue in queues.statuses(self._redis):
+        for queue in queues.statuses(self._redis, self._watch):
             waiting.add_metric([queue.name], queue.waiting)
             oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
-        stray = queues.stray_in_default_queue(self._redis)
+        stray = sum(queue.waiting for queue in self._stray.read(self._redis))
         in_hand, dead = queues.in_hand(self._redis), dead_letters.LETTERS.count(self._redis)
         silent = runs.silent_seconds(self._redis)
         yield waiting
         yield oldest
         yield GaugeMetricFamily(
             "veil_stray_messages",
-            "Messages for Veil in Celery's default queue, which no worker reads.",
+            "Messages for Veil in lists that no worker reads.",
             value=stray,
         )
         yield GaugeMetricFamily(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 LIVE_SECONDS = 2.0  # between two refreshes, by default
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
 WARNING = "bold yellow"
+NO_ROUTE = "(no route)"  # in place of a name, which has no such signs
 MAX_STRAY_SHOWN = 5  # stray lists, each on a line
 NO_WORKER = "no worker answers, so the time left is unknown: start `veil worker`"
 # The rows of the table of all work: the name of a figure, and its meaning.
@@ -225,7 +226,8 @@ def _routes_table(routes: Sequence[RouteStatus]) -> Table:
     table = _table("route", *progress.DONE, progress.FAILED, "recipe")
     for one in routes:
         counts = [f"{one.outcomes[outcome]:,}" for outcome in (*progress.DONE, progress.FAILED)]
-        table.add_row(printable(one.route), *counts, one.recipe or UNKNOWN)
+        name = NO_ROUTE if one.route is None else printable(one.route)
+        table.add_row(name, *counts, one.recipe or UNKNOWN)
     return table
 
 

@@ -83,7 +83,7 @@ def test_installations_with_prefixes_do_not_see_each_other(unattended, stub, vei
     assert not waiting.ready()
     assert queues.depth(theirs.backend.client, "uploads") == 1
     assert queues.depth(ours.backend.client, "uploads") == 0
-    assert queues.stray(ours.backend.client) == []
+    assert queues.StrayMessages().read(ours.backend.client) == []
 
     # A dead letter, the outcomes and a run are those of one installation.
     ours.send_task("veil.anonymize_image", ("s3://raw/permanent/a.jpg",))

@@ -226,6 +226,17 @@ def test_messages_in_a_queue_that_no_worker_reads_are_counted(collected, unatten
     assert collected("veil_stray_messages") == 2
 
 
+def test_messages_in_a_misspelt_queue_are_counted(collected, unattended, monkeypatch):
+    unattended.client.lpush("upload", json.dumps({"headers": {"task": TASK}}))
+    assert collected("veil_stray_messages") == 1
+    unattended.client.lpush("upload", json.dumps({"headers": {"task": TASK}}))
+    unattended.client.lpush("backfills", json.dumps({"headers": {"task": TASK}}))
+    assert collected("veil_stray_messages") == 2  # No search is due.
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + metrics.SEARCH_SECONDS)
+    assert collected("veil_stray_messages") == 3
+
+
 def test_a_backfill_that_goes_on_is_silent_until_it_stores_progress_or_ends(collected, unattended):
     assert collected("veil_backfill_silent_seconds") == 0
     now = time.time()

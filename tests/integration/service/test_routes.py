@@ -108,7 +108,12 @@ def test_each_picture_is_treated_as_its_route_says(
 
     assert [plain["status"], published["status"]] == ["anonymized", "anonymized"]
     assert [strict["status"], held["status"], failed] == ["anonymized", "held", "FAILURE"]
-    (letter,) = queue.dead().values()
+    nowhere, _ = queue.outcome(queue.send(f"s3://elsewhere/{place}a.png"))
+    outside, _ = queue.outcome(
+        queue.send(raw.uri(f"{place}strict/a.png"), destination="s3://elsewhere/a.png")
+    )
+    assert [nowhere, outside] == ["FAILURE", "FAILURE"]
+    letter = queue.dead()[str(raw.uri(f"{place}strict/a.gif"))]
     assert letter.error == "BucketNotAllowed"
     assert "has none of the suffixes of the route strict: .png" in letter.message
     assert clean.head(f"{place}strict/nobody.png") is None
@@ -128,6 +133,7 @@ def test_each_picture_is_treated_as_its_route_says(
     assert series['veil_route_pictures_total{outcome="anonymized",route="plain"}'] == "2.0"
     assert series['veil_route_pictures_total{outcome="held",route="strict"}'] == "1.0"
     assert series['veil_route_pictures_total{outcome="dead",route="refused"}'] == "0.0"
+    assert series['veil_route_pictures_total{outcome="dead",route="strict"}'] == "2.0"
     assert series['veil_route_up{route="refused"}'] == "0.0"
     assert series['veil_route_up{route="plain"}'] == "1.0"
 
@@ -135,8 +141,11 @@ def test_each_picture_is_treated_as_its_route_says(
     routes = {route["route"]: route for route in json.loads(done.stdout)["routes"]}
     assert routes["plain"]["recipe"] == plain["recipe"]
     assert routes["strict"]["recipe"] == strict["recipe"]
-    assert routes["strict"]["outcomes"] == {"anonymized": 1, "skipped": 0, "held": 1, "dead": 0}
-    assert "strict" in veil("status", environment=variables).stdout
+    assert routes["strict"]["outcomes"] == {"anonymized": 1, "skipped": 0, "held": 1, "dead": 2}
+    assert routes[None]["outcomes"] == {"anonymized": 0, "skipped": 0, "held": 0, "dead": 1}
+    shown = veil("status", environment=variables).stdout
+    assert "strict" in shown
+    assert "(no route)" in shown
 
     for route in ("plain", "strict"):
         done = veil("reconcile", f"s3://raw/{place}{route}", "--json", environment=variables)
@@ -155,7 +164,7 @@ def test_each_picture_is_treated_as_its_route_says(
     assert "who" in done.stdout
 
     assert not waiting.ready()
-    assert list(queue.dead().values()) == [letter]
+    assert len(queue.dead()) == 3
     s3.client().delete_bucket_policy(Bucket=sealed)
     assert wait_until(waiting.ready, 90)
     assert waiting.get()["status"] == "anonymized"

@@ -18,7 +18,7 @@ from tasks.bulk import runs
 from tasks.errors import QueueUnavailable
 from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
-from tasks.records import dead_letters, outcomes, queues
+from tasks.records import dead_letters, outcomes
 from tasks.redis import durability
 from tests.command import start_command
 from tools.local.servers import HOST, start_redis
@@ -248,7 +248,6 @@ def stray_lists(redis):
 def test_a_message_in_celerys_default_queue_is_reported(redis, protocol, unattended):
     sent_by_another_project(unattended, "veil.anonymize_image", task_protocol=protocol)
     assert stray_lists(redis) == {"celery": 1}
-    assert queues.stray_in_default_queue(redis) == 1
     assert [queue.waiting for queue in status.read(redis).queues] == [0, 0]
 
 
@@ -259,13 +258,20 @@ def test_a_message_in_a_misspelt_queue_is_reported_whatever_its_priority(redis, 
     assert stray_lists(redis) == {"upload": 3}
 
 
+def test_the_queues_of_an_installation_with_a_prefix_are_not_reported(redis, unattended):
+    message = a_message(unattended)
+    for name in ("team-a:uploads", "team-a:backfill\x06\x163", "team-b:uploads"):
+        redis.lpush(name, message)
+    redis.set("team-a:veil:recipe", "5a38d4c65c2c5ab0")
+    assert stray_lists(redis) == {"team-b:uploads": 1}
+
+
 def test_messages_of_other_projects_and_other_lists_are_not_reported(redis, unattended):
     sent_by_another_project(unattended, "shop.resize")
     redis.lpush("numbers", 1, 2, 3)
     redis.set("celery\x06\x163", "no list")
     queued(unattended, 2)
     assert stray_lists(redis) == {}
-    assert queues.stray_in_default_queue(redis) == 0
 
 
 def test_the_command_names_stray_messages(veil, redis, unattended):
