@@ -119,7 +119,8 @@ class VeilPipeline(Prefixing, Pipeline):
             if confirmed < self.replicas:
                 raise NotReplicated(
                     f"{confirmed} of {self.replicas} replicas have confirmed the messages within "
-                    f"{REPLICA_SECONDS:g} s, so a failover may lose them"
+                    f"{REPLICA_SECONDS:g} s, so a failover may lose them: they are on the queue "
+                    "of the primary, and to enqueue them again is safe"
                 )
         return answers
 

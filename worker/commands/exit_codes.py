@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 
     # Typer ends with the same code when it can't parse the command line. A worker without Redis
     # waits for it, and one without S3 ends with FAILED.
-    UNUSABLE = 2, "Nothing was done: a wrong argument, setting or model, or no server."
+    UNUSABLE = 2, "A wrong argument, setting or model, or no server: nothing more was done."
 
     STOPPED = 3, "A backfill ended early: stopped, killed, or continued by another process."
 

@@ -149,7 +149,7 @@ def team(unattended):
         "VEIL_REDIS_PASSWORD": PASSWORD,
         "VEIL_REDIS_PREFIX": "team-a:",
     }
-    unattended.client.acl_deluser("team-a")
+    unattended.client.acl_deluser("team-a", "team-a-producer")
 
 
 def refused(client):

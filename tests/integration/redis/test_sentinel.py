@@ -326,7 +326,8 @@ def test_messages_that_no_replica_has_are_not_confirmed(whole, wait_until):
     app = create_app(settings(whole, redis_replicas=1))
     replica.server.kill()
     try:
-        with pytest.raises(QueueUnavailable, match="0 of 1 replicas have confirmed"):
+        told = "0 of 1 replicas have confirmed .*: they are on the queue"
+        with pytest.raises(QueueUnavailable, match=told):
             publish(app)
         with pytest.raises(QueueUnavailable, match="0 of 1 replicas have confirmed"):
             app.send_task("veil.anonymize_image", ("s3://raw/a.jpg",), retry=False)
