@@ -299,15 +299,8 @@ def test_what_was_given_up_is_listed_with_its_reason(veil, worker, queue, enviro
     assert [letter["time"] for letter in letters] == sorted(letter["time"] for letter in letters)
     (letter,) = (letter for letter in letters if letter["source"] == missing)
     known = {"source", "destination", "error", "message", "attempts", "task_id", "worker", "time"}
-    assert set(letter) == {
-        *known,
-        "first_time",
-        "last_error",
-        "options",
-        "queue",
-        "sample",
-        "is_whole",
-    }
+    further = {"first_time", "last_error", "options", "queue", "sample", "is_whole"}
+    assert set(letter) == known | further
     assert letter["error"] == "ObjectNotFound"
     (line,) = (line for line in plain.stdout.splitlines() if missing in line)
     assert "ObjectNotFound" in line
