@@ -45,10 +45,13 @@ class Wanted:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """The arguments of the task, without trailing ones that are None or empty."""
+        """The arguments of the task, without trailing ones that are None.
+
+        Empty options stay: they replace those of an existing output.
+        """
         destination = None if self.destination is None else str(self.destination)
-        if self.options is not None and (options := self.options.to_json()):
-            return str(self.source), destination, options
+        if self.options is not None:
+            return str(self.source), destination, self.options.to_json()
         return (str(self.source),) if destination is None else (str(self.source), destination)
 
     @property

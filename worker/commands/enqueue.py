@@ -77,7 +77,8 @@ def enqueue(
     if not (uris or prefix or from_file):
         raise typer.BadParameter("give addresses, --prefix or --from")
     wait_seconds = options.seconds_to_wait(wait, timeout)
-    request = options.anonymize_options(method, region, exempt, extra, rules)
+    given = options.anonymize_options(method, region, exempt, extra, rules)
+    request = None if given == AnonymizeOptions() else given
     settings = Settings.load()
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
     place = PrefixUri.parse(prefix) if prefix else None
@@ -178,7 +179,7 @@ def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: Prefix
 
 
 def _listed(
-    store: ObjectStore, place: PrefixUri, routes: Routes | None, options: AnonymizeOptions
+    store: ObjectStore, place: PrefixUri, routes: Routes | None, options: AnonymizeOptions | None
 ) -> Iterator[Wanted]:
     """Return the objects below `place` that `routes` take, each with `options` for its version.
 
@@ -186,7 +187,7 @@ def _listed(
     """
     store.require_any(place)
     return (
-        Wanted(stored.uri, options=options.pinned(stored.etag))
+        Wanted(stored.uri, options=options and options.pinned(stored.etag))
         for stored in store.list(place.bucket, place.prefix)
         if routes is None or routes.takes(stored.uri)
     )

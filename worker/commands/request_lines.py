@@ -31,7 +31,9 @@ def opened(name: str) -> Iterator[IO[bytes]]:
         raise InvalidRequest(f"--from {name:.200}: {error.strerror}") from None
 
 
-def wanted(file: IO[bytes], options: AnonymizeOptions, routes: Routes | None) -> Iterator[Wanted]:
+def wanted(
+    file: IO[bytes], options: AnonymizeOptions | None, routes: Routes | None
+) -> Iterator[Wanted]:
     """Yield the pictures that the lines of `file` ask for, and read them on demand.
 
     A line without options has `options`; those of a line take precedence. Raise InvalidRequest,
@@ -55,7 +57,7 @@ def wanted(file: IO[bytes], options: AnonymizeOptions, routes: Routes | None) ->
             raise type(error)(f"line {number}: {error}") from None
 
 
-def _request(text: str, options: AnonymizeOptions) -> AnonymizeRequest:
+def _request(text: str, options: AnonymizeOptions | None) -> AnonymizeRequest:
     if not text.startswith("{"):
         if "://" not in text:
             raise InvalidRequest(
@@ -67,7 +69,9 @@ def _request(text: str, options: AnonymizeOptions) -> AnonymizeRequest:
         fields: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError):
         raise InvalidRequest("no valid JSON: give an address, or one JSON object") from None
-    own = fields.get("options") or {}
-    if isinstance(own, dict):
+    own = fields.get("options")
+    if own is None:
+        fields["options"] = options
+    elif isinstance(own, dict) and options is not None:
         fields["options"] = {**options.to_json(), **own}
     return AnonymizeRequest.parse(**fields)

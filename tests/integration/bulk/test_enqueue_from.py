@@ -77,7 +77,7 @@ def test_what_stays_visible_is_for_the_version_of_the_source_that_is_there(
     assert len(requests) == 5
     assert all(f"'version': '{etag}'" in request for request in requests[:3])
     assert "'version': 'another'" in requests[3]
-    assert requests[4] == source
+    assert requests[4] == f"{source} {{}}"
 
 
 def test_nothing_of_a_source_that_is_missing_stays_visible(enqueue, unattended, raw, place):

@@ -27,7 +27,7 @@ def queue(monkeypatch):
     ("picture", "arguments"),
     [
         (Wanted(SOURCE), ("s3://raw/a.jpg",)),
-        (Wanted(SOURCE, options=AnonymizeOptions()), ("s3://raw/a.jpg",)),
+        (Wanted(SOURCE, options=AnonymizeOptions()), ("s3://raw/a.jpg", None, {})),
         (Wanted(SOURCE, OUTPUT), ("s3://raw/a.jpg", "s3://clean/b.jpg")),
         (
             Wanted(SOURCE, options=AnonymizeOptions(release="1")),
