@@ -2,10 +2,11 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.examples import examples
 
@@ -56,3 +57,21 @@ def test_the_example_of_a_data_loader_gives_hidden_pixels(page):
     dataset = defined["AnonymizedPictures"](folder)
     assert len(dataset) == 1
     assert np.array_equal(dataset[0], defined["hidden"])
+
+
+def test_the_example_of_a_data_loader_turns_pictures_upright_and_refuses_held_ones(page, tmp_path):
+    folder, defined = page
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(folder / "portrait.jpg") as image:
+        lying = image.transpose(Image.Transpose.ROTATE_90)
+        lying.save(tmp_path / "a.jpeg", exif=exif)
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    dataset = defined["AnonymizedPictures"](tmp_path)
+
+    assert dataset[0].shape == defined["pixels"].shape
+    held = SimpleNamespace(anonymize_array=lambda _: SimpleNamespace(pixels=None, reason="no face"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(defined, "anonymizer_of", lambda process: held)
+        with pytest.raises(ValueError, match="is held: no face"):
+            dataset[1]
