@@ -13,6 +13,7 @@ import numpy as np
 
 from tasks.bulk.misread import SMALLEST
 from tasks.errors import DatasetInvalid, InvalidRequest, VeilError
+from tasks.messages import label_of
 from training import folders
 from training.data import dataset, likeness, misread
 from training.data.dataset import FACE, Box, Dataset, Picture
@@ -72,8 +73,8 @@ class Choice:
         """Return the choice of labels `classes`; without them, all labels become FACE.
 
         A class keeps the boxes of its own label, unless `mapping` says otherwise. The label FACE
-        may be in any case of its letters. Raise InvalidRequest for two targets of one label, and
-        for a class that nothing can become.
+        may be in any case of its letters. Raise InvalidRequest for two targets of one label, for a
+        class that nothing can become, and for one that no worker accepts.
         """
         targets: dict[str, str] = {}
         for name, target in mapping.items():
@@ -82,7 +83,7 @@ class Choice:
                 raise InvalidRequest(f"--map: {label} becomes both {targets[label]} and {became}")
         if not classes:
             return cls(targets, val, test)
-        labels = tuple(dict.fromkeys(map(_label, classes)))
+        labels = tuple(dict.fromkeys(map(_class, classes)))
         merged = {**{label: label for label in labels}, **targets}
         for label in labels:
             if label not in merged.values():
@@ -382,6 +383,20 @@ def _target(label: Label, mapping: Mapping[str, str]) -> str:
 def _label(name: str) -> str:
     """Return the label `name`, whose letters may be of any case if it is FACE."""
     return FACE if name.strip().upper() == FACE else name
+
+
+def _class(name: str) -> str:
+    """Return the class `name` as workers call it, which is also the folder of its evaluation.
+
+    Raise InvalidRequest for a label that no worker accepts, and for one that is no name of a file.
+    """
+    try:
+        label = label_of(name)
+    except ValueError as error:
+        raise InvalidRequest(f"--classes: {error}") from None
+    if "/" in label or label in (".", ".."):
+        raise InvalidRequest(f"--classes: {label!r:.80} is no name of a folder: choose another")
+    return label
 
 
 def _in_pixels(box: Box, scale: tuple[int, int]) -> Box:

@@ -1004,3 +1004,15 @@ def test_annotations_of_veil_may_have_objects_with_labels(pictures, tmp_path):
     (labelled,) = formats.read(file, None, [])
 
     assert labelled.labels == (formats.Label("plate", (1, 2, 30, 40)),)
+
+
+@pytest.mark.parametrize("label", ["a:b", "a;b", "*", "a\nb", "a" * 65])
+def test_a_class_that_no_worker_accepts_is_refused_before_training(label):
+    with pytest.raises(InvalidRequest, match=r"--classes: .* is no label: a label has 1 to 64"):
+        Choice.of({}, 0, 0, ["face", label])
+
+
+@pytest.mark.parametrize("label", ["..", ".", "a/b", "../a"])
+def test_a_class_that_is_no_name_of_a_folder_is_refused(label):
+    with pytest.raises(InvalidRequest, match=r"--classes: .* is no name of a folder"):
+        Choice.of({}, 0, 0, ["face", label])
