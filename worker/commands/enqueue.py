@@ -32,18 +32,22 @@ if TYPE_CHECKING:
 BATCH = 500  # messages in one transaction
 
 
-Prefix = Annotated[
-    str | None,
-    typer.Option(metavar="s3://BUCKET/PREFIX", help="Every object below this address."),
+Prefixes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prefix",
+        metavar="s3://BUCKET/PREFIX",
+        help="Every object below this address; repeatable.",
+    ),
 ]
 
-From = Annotated[
-    str | None,
+Files = Annotated[
+    list[str] | None,
     typer.Option(
         "--from",
         metavar="FILE",
-        help="A file with an address or a JSON object a line, or - for standard input. The queue "
-        "is kept below 20,000 messages.",
+        help="A file with an address or a JSON object a line, or - for standard input; repeatable. "
+        "The queue is kept below 20,000 messages.",
     ),
 ]
 
@@ -53,8 +57,8 @@ app = CommandApp()
 @app.command(has_summary=True)
 def enqueue(
     uris: options.Sources = None,
-    prefix: Prefix = None,
-    from_file: From = None,
+    prefixes: Prefixes = None,
+    files: Files = None,
     queue: options.Queue = "uploads",
     wait: options.Wait = False,
     timeout: options.Timeout = None,
@@ -74,35 +78,32 @@ def enqueue(
 
     Example: veil enqueue s3://camera-uploads/a/b.jpg --wait
     """
-    if not (uris or prefix or from_file):
+    if not (uris or prefixes or files):
         raise typer.BadParameter("give addresses, --prefix or --from")
     wait_seconds = options.seconds_to_wait(wait, timeout)
     given = options.anonymize_options(method, region, exempt, extra, rules)
     request = None if given == AnonymizeOptions() else given
     settings = Settings.load()
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
-    place = PrefixUri.parse(prefix) if prefix else None
+    places = [PrefixUri.parse(prefix) for prefix in prefixes or ()]
     # Without the setting, the workers' routes are not known.
     routes = settings.parsed_routes() if settings.has_routes() else None
     if routes is not None:
-        _refuse_unrouted(routes, sources, place)
+        _refuse_unrouted(routes, sources, places)
     # Most producers may not read sources, and configure no store.
     store = cache(partial(ObjectStore.connect, settings))
-    listed = _listed(store(), place, routes, request) if place else ()
+    listed = [_listed(store(), place, routes, request) for place in places]
     celery = celery_app()
     refuse_unusable(celery)
     tracing.configure("veil-enqueue")
     with ExitStack() as stack:
         named = (Wanted(source, options=request) for source in sources)
-        lines: Iterator[Wanted] = iter(())
-        if from_file is not None:
-            lines = request_lines.wanted(
-                stack.enter_context(request_lines.opened(from_file)), request, routes
-            )
-        pictures = (_pinned(store, wanted) for wanted in chain(named, listed, lines))
-        count, waited_for = _publish(celery, pictures, queue, wait, as_json, from_file)
+        opened = [stack.enter_context(request_lines.opened(name)) for name in files or ()]
+        lines = (request_lines.wanted(file, request, routes) for file in opened)
+        pictures = (_pinned(store, wanted) for wanted in chain(named, *listed, *lines))
+        count, waited_for = _publish(celery, pictures, queue, wait, as_json, bool(files))
     if not count:
-        raise NothingFound(_nothing(place, from_file))
+        raise NothingFound(_nothing(places, files or ()))
     if wait_seconds is None:
         return ExitCode.OK
     endings = waiting.wait(celery, waited_for, queue, wait_seconds, as_json)
@@ -115,7 +116,7 @@ def _publish(
     queue: str,
     wait: bool,
     as_json: bool,
-    from_file: str | None,
+    are_of_files: bool,
 ) -> tuple[int, dict[str, Wanted]]:
     """Put `pictures` on `queue`. Return their number and, with `wait`, the pictures by task id.
 
@@ -131,9 +132,9 @@ def _publish(
             if bar.count and not (wait and is_finished):
                 print_summary(f"{bar.count:,} enqueued on {queue}")
 
-        with summarized(summarize), _count_on_error(bar, queue, from_file is not None):
+        with summarized(summarize), _count_on_error(bar, queue, are_of_files):
             for wanted in _batches(pictures):
-                if from_file is not None:
+                if are_of_files:
                     wait_for_room(celery.backend.client, queue)
                 task_ids = publisher.publish(wanted, queue, keep_results=wait)
                 bar.advance(len(wanted))
@@ -145,13 +146,10 @@ def _publish(
     return bar.count, waited_for
 
 
-def _nothing(place: PrefixUri | None, from_file: str | None) -> str:
-    """Return why nothing was enqueued, for a prefix, a file, or both."""
-    reasons = []
-    if place is not None:
-        reasons.append(f"no object below {place} that its route takes")
-    if from_file is not None:
-        reasons.append(f"no request in --from {from_file:.200}")
+def _nothing(places: Iterable[PrefixUri], files: Iterable[str]) -> str:
+    """Return why nothing was enqueued, for each prefix and file."""
+    reasons = [f"no object below {place} that its route takes" for place in places]
+    reasons += [f"no request in --from {name:.200}" for name in files]
     return f"nothing was enqueued: {', and '.join(reasons)}"
 
 
@@ -166,16 +164,19 @@ def _count_on_error(bar: Bar, queue: str, is_zero_shown: bool) -> Iterator[None]
         raise
 
 
-def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: PrefixUri | None) -> None:
+def _refuse_unrouted(
+    routes: Routes, sources: Iterable[ObjectUri], places: Iterable[PrefixUri]
+) -> None:
     """Raise BucketNotAllowed for an address that is in no source of `routes`."""
     for source in sources:
         routes.resolve(AnonymizeRequest(source=source))
-    if place is not None and routes.of_source(place) is None:
-        known = ", ".join(str(source) for source in routes.sources)
-        raise BucketNotAllowed(
-            f"{place} is not within a source of {routes.setting} ({known}): "
-            f"{routes.advice(place)}, or correct --prefix"
-        )
+    for place in places:
+        if routes.of_source(place) is None:
+            known = ", ".join(str(source) for source in routes.sources)
+            raise BucketNotAllowed(
+                f"{place} is not within a source of {routes.setting} ({known}): "
+                f"{routes.advice(place)}, or correct --prefix"
+            )
 
 
 def _listed(

@@ -50,6 +50,19 @@ def test_addresses_and_objects_may_be_mixed(enqueue, unattended):
     assert "4 enqueued on backfill" in done.stderr
 
 
+def test_all_prefixes_and_files_are_enqueued(enqueue, unattended, raw, place, tmp_path):
+    keys = [f"{place}{name}/a.jpg" for name in ("one", "two")]
+    prefixes = [raw.put(key, b"x").removesuffix("a.jpg") for key in keys]
+    other = tmp_path / "other"
+    other.write_text("s3://raw/c.jpg")
+    flags = ["--prefix", prefixes[0], "--prefix", prefixes[1], "--from", str(other)]
+
+    done = enqueue("s3://raw/b.jpg", *flags)
+
+    assert done.returncode == 0, done.stderr
+    assert messages(unattended) == [*map(raw.uri, keys), "s3://raw/b.jpg", "s3://raw/c.jpg"]
+
+
 def test_the_options_of_a_line_take_precedence(enqueue, unattended):
     done = enqueue(
         '{"source": "s3://raw/a.jpg", "options": {"method": "blur"}}', "--method", "fill"
