@@ -696,5 +696,9 @@ def _mapping(given: list[str]) -> dict[str, str]:
         name, equals, target = text.rpartition("=")
         if not equals or not name:
             raise InvalidRequest(f"--map {text!r}: use LABEL=CLASS, LABEL=ignore or LABEL=drop")
-        pairs[name] = target
+        if pairs.setdefault(name, target) != target:
+            raise InvalidRequest(
+                f"--map gives {name!r:.80} two targets, {pairs[name]!r:.80} and {target!r:.80}: "
+                "leave out one of them"
+            )
     return pairs

@@ -28,9 +28,10 @@ GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other G
 def load_models(settings: WorkerSettings) -> list[LoadedModel]:
     """Return the models of `settings`, tested.
 
-    Raises the errors of load_model, which name the setting of a model that is not the default one.
+    Raises the errors of load_model, which name the setting of a model that is not the default one,
+    and ModelInvalid for one that is there twice, such as in a folder and in its ZIP.
     """
-    found = []
+    found: list[LoadedModel] = []
     named = settings.model_addresses()
     for address, one in zip(named, searches.settings_of_models(settings), strict=True):
         try:
@@ -39,6 +40,12 @@ def load_models(settings: WorkerSettings) -> list[LoadedModel]:
             if address.address is None:
                 raise
             raise ModelInvalid(f"{address.setting}: {error}") from None
+        same = [each for each in found[:-1] if each.model.digest == found[-1].model.digest]
+        if same:
+            name, other = found[-1].model.name, same[0].model.name
+            raise ModelInvalid(
+                f"{address.setting}: {name} is the same model as {other}: leave out one of them"
+            )
     return found
 
 

@@ -389,21 +389,36 @@ def _yolo_label(line: str, names: Mapping[int, str], keypoints: int) -> Label:
 
 
 def _yolo_description(source: Path, folder: Path) -> tuple[dict[int, str], int]:
-    """Return the names of the classes, empty if none are stated, and the numbers of keypoints."""
+    """Return the names of the classes, empty if none are stated, and the numbers of keypoints.
+
+    Two files that name a class differently are an error: nobody knows which one is right.
+    """
+    stated: list[tuple[Path, dict[int, str]]] = []
+    keypoints = 0
     for file in [*_files(source, "*.yaml"), *_files(source, "*.yml")]:
         with _reading(file):
             content = yaml.safe_load(_text(file)) or {}
             names = content.get("names") or []
-            keypoints = math.prod(content.get("kpt_shape") or [0])
-            if names or keypoints:
-                named = names.items() if isinstance(names, dict) else enumerate(names)
-                texts = {int(index): "" if name is None else str(name) for index, name in named}
-                return {index: text.strip() for index, text in texts.items()}, keypoints
+            keypoints = keypoints or math.prod(content.get("kpt_shape") or [0])
+            named = names.items() if isinstance(names, dict) else enumerate(names)
+            texts = {int(index): "" if name is None else str(name) for index, name in named}
+            stated.append((file, {index: text.strip() for index, text in texts.items()}))
     for name in ("classes.txt", "obj.names"):
         for file in sorted(folder.rglob(name)):
             with _reading(file):
-                return dict(enumerate(map(str.strip, _text(file).splitlines()))), 0
-    return {}, 0
+                texts = dict(enumerate(map(str.strip, _text(file).splitlines())))
+            stated.append((file, {index: text for index, text in texts.items() if text}))
+    stated = [(file, names) for file, names in stated if names]
+    for file, names in stated[1:]:
+        first, known = stated[0]
+        for index in sorted(names.keys() & known.keys()):
+            if names[index] != known[index]:
+                raise _Damaged(
+                    file,
+                    f"class {index} is {names[index]!r:.80}, and {known[index]!r:.80} in {first}: "
+                    "correct one of the files, or remove it",
+                )
+    return (stated[0][1] if stated else {}), keypoints
 
 
 def _yolo_key(path: Path, folder: Path) -> str:

@@ -41,6 +41,7 @@ SWAPPED = (
     "picture"
 )
 NEAR = "equal or nearly equal to one of the same picture, and joined with it"
+TWO_LABELS = "nearly equal to one of another label in the same picture; both are kept"
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
 DROPPED = (
@@ -173,6 +174,10 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     with folders.written_beside(folder) as work:
         (work / "images").mkdir(parents=True)
         known, doubts = _written(labelled, choice, work, problems)
+        for checked in known.values():
+            if count := _of_two_labels(checked.faces):
+                problems[TWO_LABELS].pictures.append(checked.name)
+                problems[TWO_LABELS].boxes += count
         pictures = _split(known, choice, problems)
         index = dataset.index(pictures, choice.classes)
         (work / dataset.INDEX).write_text(json.dumps(index, indent=1) + "\n")
@@ -203,7 +208,7 @@ def _check_mapping(choice: Choice, labels: Set[str]) -> None:
             found = ", ".join(sorted(labels)) or "none at all"
             hint = ""
             if name == target and labels:
-                hint = f"; map one to it, such as --map {shlex.quote(min(labels))}={_spoken(name)}"
+                hint = f"; map one of them to it with --map LABEL={shlex.quote(_spoken(name))}"
             raise DatasetInvalid(f"no box has the label {_spoken(name)!r}: there are {found}{hint}")
 
 
@@ -444,6 +449,16 @@ def _distinct_faces(faces: Sequence[tuple[Box, int]]) -> tuple[tuple[Box, int], 
         boxes[label].append(box)
     distinct = [(box, label) for label, its in boxes.items() for box in _distinct(its)]
     return tuple(sorted(distinct))
+
+
+def _of_two_labels(faces: Sequence[tuple[Box, int]]) -> int:
+    """Return the number of `faces` that are nearly an earlier one of another label."""
+    corners = np.array([box for box, _ in faces], np.float32).reshape(-1, 4)
+    labels = np.array([label for _, label in faces])
+    return sum(
+        _is_near(corners[number], corners[:number][labels[:number] != labels[number]])
+        for number in range(1, len(faces))
+    )
 
 
 def _distinct(boxes: Sequence[Box]) -> tuple[Box, ...]:

@@ -65,7 +65,7 @@ def info(
     labels = labels_to_hide(settings, models)  # The rules may name a label that no model has.
     if picture is None:  # Else the search in the picture warns.
         warn_of_faces(labels)
-    descriptions = [_description(settings, one) for one in models]
+    descriptions = [_description(settings, one, len(models) > 1) for one in models]
     found = None if picture is None else _found(settings, models, picture)
     if as_json:
         also = {} if found is None else {"picture": found}
@@ -81,8 +81,13 @@ def info(
     return ExitCode.OK
 
 
-def _description(settings: WorkerSettings, loaded: "LoadedModel") -> dict[str, Any]:
-    """Return what is known of a model; its labels too, if it finds other objects than faces."""
+def _description(
+    settings: WorkerSettings, loaded: "LoadedModel", has_others: bool
+) -> dict[str, Any]:
+    """Return what is known of a model.
+
+    Its labels are among it if it finds other objects than faces, or is one of several models.
+    """
     from worker.detection.evaluation import stated_evaluations
 
     model = loaded.model
@@ -94,7 +99,7 @@ def _description(settings: WorkerSettings, loaded: "LoadedModel") -> dict[str, A
         "fixed_size": model.fixed_size,
         "device": model.device,
     }
-    if loaded.labels != (FACE,) or settings.rules:
+    if has_others or loaded.labels != (FACE,) or settings.rules:
         description["labels"] = [_label(settings, loaded, label) for label in loaded.labels]
     if loaded.settings.model and (evaluations := stated_evaluations(model.folder)):
         description["evaluation"] = [asdict(one) for one in evaluations]

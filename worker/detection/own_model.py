@@ -77,7 +77,11 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
 
 
 def _meant(address: str) -> str:
-    """Return a hint if `address` is nearly the name of a model that comes with Veil, else ""."""
+    """Return a hint if `address` is the name of a model that comes with Veil, or nearly."""
+    if address in (DEFAULT, PLATES):
+        return (
+            "as a name it is for VEIL_MODELS alone. Leave out VEIL_MODEL for the default model, or "
+        )
     near = difflib.get_close_matches(address.lower(), (DEFAULT, PLATES))
     return f"did you mean {near[0]}, a name for VEIL_MODELS? Otherwise " if near else ""
 

@@ -59,7 +59,7 @@ def test_a_training_run_is_no_model(tmp_path):
         ("VEIL_MODELS", "gone.zip", "gone.zip does not exist: give the folder of a SavedModel"),
         ("VEIL_MODELS", "defualt", "defualt does not exist: did you mean default, a name for"),
         ("VEIL_MODELS", "Plate", "Plate does not exist: did you mean plates, a name for"),
-        ("VEIL_MODEL", "default", "default does not exist: did you mean default, a name for"),
+        ("VEIL_MODEL", "default", "default does not exist: as a name it is for VEIL_MODELS"),
     ],
 )
 def test_a_model_that_is_not_there_is_named_with_its_setting(setting, value, said, monkeypatch):

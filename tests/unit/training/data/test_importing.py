@@ -620,9 +620,19 @@ def test_a_class_of_a_list_may_have_blanks_in_its_name_and_needs_one(tmp_path):
         (tmp_path / "classes.txt").write_text(names)
         with pytest.raises(DatasetInvalid, match=r"a\.txt, line 1, .*the class 1 has no name"):
             formats.read(source, None, [])
+    (tmp_path / "classes.txt").unlink()
     (tmp_path / "data.yaml").write_text("names: {0: face, 1: }\n")
     with pytest.raises(DatasetInvalid, match=r"a\.txt, line 1, .*the class 1 has no name"):
         formats.read(source, None, [])
+
+
+def test_two_files_that_name_a_class_differently_are_refused(tmp_path):
+    source = yolo(tmp_path, "1 .5 .5 .1 .1\n", "names: [face, plate]\n")
+    (tmp_path / "labels" / "classes.txt").write_text("face\nplate\n")
+    assert len(formats.read(source, None, [])) == 1
+    (tmp_path / "labels" / "classes.txt").write_text("plate\nface\n")
+    with pytest.raises(DatasetInvalid, match=r"classes\.txt .*class 0 is 'plate', and 'face' in"):
+        formats.read(source, "yolo", [])
 
 
 @pytest.mark.parametrize(
@@ -946,10 +956,22 @@ def test_a_class_that_nothing_can_become_is_refused(target):
 def test_a_class_that_no_box_has_leads_to_the_option_that_maps_one_to_it(pictures, tmp_path):
     source = label_formats.write_voc(pictures, tmp_path / "voc")
     said = (
-        r"no box has the label 'face': there are bare, .*; map one to it, such as --map bare=face"
+        r"no box has the label 'face': there are bare, .*; map one of them to it with "
+        "--map LABEL=face"
     )
     with pytest.raises(DatasetInvalid, match=said):
         imported(source, tmp_path / "set", Choice.of({}, 0, 0, ["bare", "Face"]))
+
+
+def test_a_box_with_two_labels_is_told(tmp_path):
+    box = (10, 8, 40, 50)
+    path = photograph(tmp_path / "a.png", 1)
+    source = label_formats.write_voc(
+        [(path, [("face", box, False), ("plate", (11, 8, 40, 50), False)])], tmp_path / "voc"
+    )
+    made = imported(source, tmp_path / "set", Choice.of({}, 0, 0, ["face", "plate"]))
+    assert made.labels_after == {"FACE": 1, "plate": 1}
+    assert made.problems[importing.TWO_LABELS].boxes == 1
 
 
 def test_a_source_without_boxes_of_a_class_that_others_have_is_a_warning(tmp_path):

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from tasks.errors import ModelInvalid
 from worker import models
 from worker.commands.model import app
+from worker.settings import WorkerSettings
 
 
 @pytest.fixture
@@ -16,15 +18,19 @@ def model(tmp_path, monkeypatch):
     result = {"threshold": 0.5, "faces": 69, "exposed": 4, "spill": 0.0019}
     evaluation = {**result, "bundled": {**result, "exposed": 2, "spill": 0.0104}}
     (tmp_path / "veil.json").write_text(json.dumps({"evaluation": evaluation}))
-    model = SimpleNamespace(
-        folder=Path(tmp_path),
-        engine="tensorflow",
-        digest="d" * 64,
-        score_threshold=0.5,
-        fixed_size=None,
-        device="CPU",
-    )
-    monkeypatch.setattr(models, "load_model", lambda settings, named_in: model)
+
+    def load_model(settings, named_in):
+        return SimpleNamespace(
+            folder=Path(tmp_path),
+            name=settings.model or "default",
+            engine="tensorflow",
+            digest=("d" if settings.model else "e") * 64,
+            score_threshold=0.5,
+            fixed_size=None,
+            device="CPU",
+        )
+
+    monkeypatch.setattr(models, "load_model", load_model)
     monkeypatch.setenv("VEIL_MODEL", str(tmp_path))
 
 
@@ -59,7 +65,15 @@ def test_info_has_the_evaluation_of_each_label_of_each_of_several_models(
     ]
     default, own = json.loads(info("--json"))["models"]
     assert "evaluation" not in default
+    assert [label["label"] for label in default["labels"]] == ["FACE"]
     assert own["evaluation"][0]["label"] == "plate"
+
+
+def test_a_model_in_a_folder_and_in_its_zip_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.delenv("VEIL_MODEL")
+    monkeypatch.setenv("VEIL_MODELS", f"{tmp_path},{tmp_path}.zip")
+    with pytest.raises(ModelInvalid, match=r"VEIL_MODELS: .*\.zip is the same model as .*: leave"):
+        models.load_models(WorkerSettings.load())
 
 
 def test_info_is_in_words(model, tmp_path, monkeypatch):
