@@ -30,13 +30,14 @@ TILE = 240  # pixels
 HIDDEN_FACES = (
     "Faces are hidden as by a worker. A face is exposed when half of the structure of its eye band "
     "survives. Spill is the share of changed pixels among those away from every labelled face. "
-    "Faces without a label count as false alarms and as spill."
+    "Faces without a label count as false alarms and as spill, and an object of another label as a "
+    "false alarm."
 )
 HIDDEN_OBJECTS = (
     "Objects of this label are hidden as by a worker: all of each with its margin, which "
     f"`VEIL_RULES` sets. One is exposed when less than {HIDDEN:.0%} of its box is hidden. Spill is "
-    "the share of changed pixels among those away from everything labelled. Objects without a "
-    "label count as false alarms and as spill."
+    "the share of changed pixels among those away from everything labelled. What does not have "
+    "this label counts as a false alarm, also an object of another label."
 )
 AS_SERVED = (
     "As served is the threshold with which a worker would use the model: that of "
