@@ -178,8 +178,26 @@ def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> Non
     if others := {label for finding in result.misses for label, _ in finding.others}:
         labels = ",".join(["face", *sorted(others)])
         print_note(f"{folder} has other labels, too: veil train import --classes {labels}")
+    if exported and (count := _with_visible(settings, result)):
+        print_note(
+            f"{counted(count, 'picture')} made with an exempt area or a rule that leaves objects "
+            f"visible, which no receipt lists: label them in {folder}, or they are learned as "
+            "background"
+        )
     if gone:
         print_note(f"{counted(gone, 'source')} gone, changed, or not known: left out")
+
+
+def _with_visible(settings: WorkerSettings, result: "Acceptance") -> int:
+    """Return in how many pictures with a miss the request can have left objects visible."""
+    from tasks.messages import AnonymizeOptions
+    from worker.bootstrap import mask_style
+    from worker.searches import rules_of_treatment
+    from worker.treatments import Treatments
+
+    treatments = Treatments(mask_style(settings), rules=rules_of_treatment(settings))
+    asked = (AnonymizeOptions.of(finding.picture.options) for finding in result.misses)
+    return sum(map(treatments.leaves_visible, asked))
 
 
 def _redo(settings: WorkerSettings, result: "Acceptance") -> None:
