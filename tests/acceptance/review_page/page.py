@@ -97,10 +97,16 @@ def press(browser, *keys):
 
 
 def is_shown(browser, key):
+    return is_ready(browser, f"s3://raw/{key}")
+
+
+def is_ready(browser, title):
+    """Wait until the picture with this title is shown, and takes keys."""
+
     def is_there():
         viewer = browser.find_element(By.ID, "viewer")
         is_busy = viewer.get_attribute("aria-busy") == "true"
-        return text(browser, "title") == f"s3://raw/{key}" and not is_busy
+        return text(browser, "title") == title and not is_busy
 
     return until(browser, is_there)
 

@@ -11,6 +11,7 @@ from tests.acceptance.review_page.page import (
     ROUTE,
     drag,
     image_of,
+    is_ready,
     is_shown,
     log_in,
     press,
@@ -26,7 +27,7 @@ def test_an_unfinished_sample_is_opened_if_nothing_else_is_to_review(browser, em
     log_in(browser, empty)
     until(browser, lambda: text(browser, "list-note") == "Nothing to review here.")
     sample_of(empty, photographs["admiral.jpg"])  # it appears by itself
-    until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
+    is_ready(browser, "s3://clean/s0.jpg")
     chooser = browser.find_element(By.ID, "samples")
     assert chooser.get_property("value") == "5a3b1e00"
 
@@ -39,13 +40,13 @@ def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
     chooser = browser.find_element(By.ID, "samples")
     until(browser, lambda: len(chooser.find_elements(By.TAG_NAME, "option")) == 2)
     chooser.send_keys("5")
-    until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
+    is_ready(browser, "s3://clean/s0.jpg")
     until(browser, lambda: image_of(browser))
     drag(browser, "output", (110, 60, 230, 240))
     assert "exposed face: 120 × 180 px" in text(browser, "shapes")
     take_screenshot(browser, "review-sample")
     press(browser, Keys.ENTER)
-    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    is_ready(browser, "s3://clean/s1.jpg")
     press(browser, Keys.ENTER)
     until(browser, lambda: len(samples.marks(empty.redis, drawn.name)) == 2)
     marks = samples.marks(empty.redis, drawn.name)
@@ -59,19 +60,19 @@ def test_a_saved_mark_that_was_removed_stays_so_until_that_is_saved(browser, emp
     drawn = sample_of(empty, photographs["admiral.jpg"])
     samples.mark(empty.redis, drawn.name, 0, [[10, 10, 50, 50], [60, 60, 90, 90]], "ben")
     log_in(browser, empty)
-    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    is_ready(browser, "s3://clean/s1.jpg")
     until(browser, lambda: image_of(browser))
     press(browser, "p")
     until(browser, lambda: text(browser, "shapes").count("exposed face") == 2)
     until(browser, lambda: image_of(browser))
     press(browser, Keys.DELETE, "n")
-    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    is_ready(browser, "s3://clean/s1.jpg")
     until(browser, lambda: image_of(browser))
     press(browser, "p")
     until(browser, lambda: text(browser, "shapes").count("exposed face") == 1)
     until(browser, lambda: image_of(browser))
     press(browser, Keys.ENTER)
-    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    is_ready(browser, "s3://clean/s1.jpg")
     assert samples.marks(empty.redis, drawn.name)[0].exposed_xyxy == [[10, 10, 50, 50]]
     assert browser.execute_script(
         "return dispatchEvent(new Event('beforeunload', {cancelable: true}))"
@@ -86,11 +87,11 @@ def test_an_output_of_a_sample_that_is_not_shown_is_not_marked(browser, empty, p
     drawn = Sample("5a3b1e01", ["s3://clean"], 1, 900, time.time() + 1, [unseen, shown])
     samples.store(empty.redis, drawn)
     log_in(browser, empty)
-    until(browser, lambda: text(browser, "title") == "s3://clean/s2.jpg")
+    is_ready(browser, "s3://clean/s2.jpg")
     until(browser, lambda: "can't be shown" in text(browser, "status"))
     assert not browser.find_element(By.ID, "accept").is_enabled()
     press(browser, Keys.ENTER, "n")
-    until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
+    is_ready(browser, "s3://clean/s0.jpg")
     until(browser, lambda: browser.find_element(By.ID, "accept").is_enabled())
     press(browser, Keys.ENTER)
     until(browser, lambda: samples.marks(empty.redis, drawn.name))

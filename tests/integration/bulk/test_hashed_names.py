@@ -32,6 +32,7 @@ from tests.integration.bulk.test_comparison import (
     keys,
     missing,
     numbers,
+    orphan,
     told,
 )
 from tests.integration.bulk.test_inventory import MEASURED
@@ -349,7 +350,7 @@ def test_a_backfill_that_is_cut_off_after_any_page_wants_every_picture_once(fres
 def test_what_is_uploaded_during_a_comparison_is_no_orphan(fresh):
     archive = fresh()
     left(archive, {f"{number}.jpg": current for number in range(12)})
-    gone = next(iter(left(archive, {"gone.jpg": LEFT[-2]})))
+    gone = next(iter(left(archive, {"gone.jpg": orphan})))
     comparison = compare(archive.store, archive.places, RECIPE)
     found = [next(comparison)]
     later = left(archive, {f"later {number}.jpg": current for number in range(12)})
@@ -372,7 +373,7 @@ def test_what_an_inventory_does_not_have_yet_is_no_orphan(fresh):
 
 def test_the_parts_of_a_route_are_compared_without_the_outputs_of_others(fresh):
     archive = fresh()
-    left(archive, {"a/1.jpg": current, "a/2.jpg": missing, "b/1.jpg": current, "c": LEFT[-2]})
+    left(archive, {"a/1.jpg": current, "a/2.jpg": missing, "b/1.jpg": current, "c": orphan})
     routes = Routes((archive.places.route,))
     part = Places.find(f"{archive.places.source}a", None, routes, [RECEIPT_KEY])
     states = {}

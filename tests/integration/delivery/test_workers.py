@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -50,9 +49,9 @@ def catches(process, number):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("seconds", [0, 1])
+@pytest.mark.parametrize("has_said", [False, True], ids=["at once", "after its first line"])
 def test_a_stop_during_the_start_is_a_clean_one(
-    unattended, worker_settings, programs, wait_until, count, seconds
+    unattended, worker_settings, programs, wait_until, count, has_said
 ):
     started = subprocess.Popen(
         [programs / "veil", "worker", f"--workers={count}"],
@@ -62,14 +61,14 @@ def test_a_stop_during_the_start_is_a_clean_one(
         text=True,
     )
     wait_until(lambda: catches(started, signal.SIGTERM))
-    time.sleep(seconds)
+    said = [started.stderr.readline()] if has_said else []
     started.terminate()
     output, errors = started.communicate(timeout=60)
     assert (started.returncode, output) == (0, "")
-    lines = [json.loads(line) for line in errors.splitlines()]
+    lines = [json.loads(line) for line in (*said, *errors.splitlines())]
     # Before the first setting is read, the log has no form yet.
     assert (lines[-1:] and lines[-1]["event"]) in ([], "stopped")
-    assert lines or not seconds
+    assert lines or not has_said
 
 
 def test_a_worker_stops_cleanly_while_redis_is_away(
