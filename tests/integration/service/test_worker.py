@@ -161,6 +161,23 @@ def test_a_face_in_an_exempt_area_stays_clear(worker, queue, raw, clean, portrai
         assert np.abs(upright(image) - upright(before)).mean() < 3
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [{"exempt": [[0, 0, 220, 220]]}, {"rules": {"FACE": {"smallest": 1000}}}],
+    ids=["area", "rule"],
+)
+def test_what_was_to_stay_clear_in_a_picture_is_hidden_in_its_successor(
+    worker, queue, raw, portrait, place, shown
+):
+    source = raw.put(place + "a.jpg", portrait)
+    etag = raw.head(place + "a.jpg")["ETag"].strip('"')
+    raw.put(place + "a.jpg", portrait + b" ")  # another version, with a face in the same place
+
+    report = queue.report(source, options={**shown, "version": etag})
+
+    assert (report["status"], report["faces"]) == ("anonymized", 1)
+
+
 def test_a_picture_that_was_done_is_skipped_and_its_output_is_not_written_again(
     worker, queue, raw, clean, portrait, place
 ):
