@@ -24,8 +24,12 @@ UNUSABLE = 2  # the exit code of the ``veil`` command for a wrong setting or mod
 # Commands of Celery's remote control that workers refuse. Messages that a rate limit held back
 # would stay in hand until the worker ends, also without the limit. Threads know no other of these.
 REFUSED_COMMANDS = (
-    *("rate_limit", "time_limit"),
-    *("autoscale", "pool_grow", "pool_shrink", "pool_restart"),
+    "rate_limit",
+    "time_limit",
+    "autoscale",
+    "pool_grow",
+    "pool_shrink",
+    "pool_restart",
 )
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 

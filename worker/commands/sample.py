@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks.messages import AnonymizeOptions
 from tasks.records import samples
 from tasks.redis.errors import connected
 from worker.commands.command import CommandApp
@@ -190,7 +191,6 @@ def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> Non
 
 def _with_visible(settings: WorkerSettings, result: "Acceptance") -> int:
     """Return in how many pictures with a miss the request can have left objects visible."""
-    from tasks.messages import AnonymizeOptions
     from worker.bootstrap import mask_style
     from worker.searches import rules_of_treatment
     from worker.treatments import Treatments
