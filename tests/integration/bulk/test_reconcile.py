@@ -1,13 +1,19 @@
 """`veil reconcile`: its findings in a store of workers, its messages, and its exit codes."""
 
+import itertools
 import json
 import os
+import select
 import signal
+import socket
+import socketserver
 import subprocess
+import threading
 import time
 import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -390,36 +396,72 @@ def test_without_a_recipe_versions_alone_count_and_a_note_says_so(archive, recon
     assert "--recipe" in line
 
 
+class HangingStore(socketserver.ThreadingTCPServer):
+    """A relay to a store at `port` that passes on one connection and never answers the others.
+
+    `hangs` is set once another connection has sent a request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__((HOST, 0), HangingConnection)
+        self.store_port, self.hangs = port, threading.Event()
+        self.passed_on = itertools.count()
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_exception):
+        self.shutdown()
+        self.server_close()
+
+
+class HangingConnection(socketserver.BaseRequestHandler):
+    def handle(self):
+        if next(self.server.passed_on):
+            while self.request.recv(65_536):
+                self.server.hangs.set()
+            return
+        with socket.create_connection((HOST, self.server.store_port)) as store:
+            ends = {self.request: store, store: self.request}
+            while True:
+                for end in select.select(list(ends), [], [])[0]:
+                    content = end.recv(65_536)
+                    if not content:
+                        return
+                    ends[end].sendall(content)
+
+
 def test_an_interruption_while_the_store_hangs_is_told_at_once(
     archive, programs, s3, unattended, tmp_path
 ):
-    for number in range(300):
+    for number in range(20):
         archive.source(f"{number}")
     places = archive.places
     environment = {**unattended.environment, **s3.environment(), "VEIL_ROUTES": str(places.route)}
-    command = [programs / "veil", "reconcile", places.source, "--recipe", RECIPE]
-    process = start_command(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-        cwd=tmp_path,
-    )
-    try:
-        process.stdout.readline()
-        s3.server.process.send_signal(signal.SIGSTOP)
-        process.send_signal(signal.SIGTERM)
-        started = time.monotonic()
-        assert "interrupted" in process.stderr.readline()
-        assert "limit" not in process.stderr.readline()
-        assert time.monotonic() - started < 10
-    finally:
-        s3.server.process.send_signal(signal.SIGCONT)
-        process.stdout.close()
-        process.stderr.close()
-        process.kill()
-        process.wait()
+    with HangingStore(urlsplit(s3.endpoint).port) as hanging_store:
+        environment["VEIL_S3_ENDPOINT"] = f"http://{HOST}:{hanging_store.server_address[1]}"
+        process = start_command(
+            [programs / "veil", "reconcile", places.source, "--recipe", RECIPE],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            cwd=tmp_path,
+        )
+        try:
+            assert hanging_store.hangs.wait(60)
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            assert "interrupted" in process.stderr.readline()
+            assert "limit" not in process.stderr.readline()
+            assert time.monotonic() - started < 10
+        finally:
+            process.stderr.close()
+            process.kill()
+            process.wait()
 
 
 def test_a_limit_proves_nothing(archive, reconcile, unattended):
